@@ -1,0 +1,281 @@
+"""Arguments and results to JSON and back, through pydantic.
+
+Arguments are checked against the task's signature and encoded at the call, once, as one JSON object of names; the
+encoded form is read back before it is accepted, so what is stored can be decoded and means the same. Nothing that
+JSON would silently change gets through. Only JSON: reading a stored value never runs code that it names.
+"""
+
+import inspect
+import json
+import typing
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn, NotRequired
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from durableq.errors import InvalidArguments, InvalidTask, PayloadTooLarge, near
+
+_CONFIG: Final = ConfigDict(
+    extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"
+)
+_POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_UNENCODABLE: Final = (PydanticSerializationError, UnicodeError, ValueError, TypeError, RecursionError)
+_NOT_STORABLE: Final = "durableq:not-storable"
+"""The key of the marker that stands for a result which could not be stored."""
+
+
+class ArgumentsCodec:
+    """Checks, encodes and decodes the arguments of one function.
+
+    Raises `InvalidTask` when made for a function whose annotations pydantic cannot handle.
+    """
+
+    def __init__(self, function: Callable[..., Any], task_name: str) -> None:
+        self._task = task_name
+        parameters = inspect.signature(function).parameters.values()
+        self._positional = tuple(p.name for p in parameters if p.kind in _POSITIONAL)
+        self._positional_only = frozenset(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
+        self._star = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+        self._double_star = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
+        self._names = tuple(p.name for p in parameters)
+        self._is_plain = not (self._positional_only or self._star or self._double_star)
+        hints = _type_hints(function, task_name)
+        fields = {p.name: _field(p, hints.get(p.name, Any)) for p in parameters}
+        self._loose = tuple(p.name for p in parameters if _is_loose(hints.get(p.name, Any)))
+        self._adapter = _adapter(fields, task_name)
+        self._validator = self._adapter.validator
+        self._serializer = self._adapter.serializer
+
+    def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], max_bytes: int) -> str:
+        """Return the arguments as one JSON object of names.
+
+        Checked in lax mode, as FastAPI checks; the validated values are what the task will get. Raises
+        `InvalidArguments` naming the argument, or `PayloadTooLarge` over ``max_bytes`` of UTF-8.
+        """
+        checked = self._validate(self._bind(args, kwargs))
+        try:
+            encoded = self._serializer.to_json(checked, warnings=False)
+        except _UNENCODABLE as error:
+            self._name_the_unencodable(checked, error)
+        if len(encoded) > max_bytes:
+            raise PayloadTooLarge(
+                f"{self._task}: the arguments take {len(encoded):,} bytes as JSON, the limit is {max_bytes:,}; "
+                "store the data elsewhere and pass a reference, or raise max_payload_bytes",
+                task=self._task,
+            )
+        self._check_round_trip(checked, encoded)
+        return encoded.decode()
+
+    def encode_object(self, values: Mapping[str, Any], max_bytes: int) -> str:
+        """Encode arguments given as an object of names, as a person edits them. Raises as `encode`."""
+        if not isinstance(values, Mapping):
+            raise self._invalid("expected the arguments as one JSON object of names")
+        try:
+            checked = self._validator.validate_json(to_json(dict(values)))
+        except ValidationError as error:
+            raise self._refused(error) from None
+        except _UNENCODABLE as error:
+            raise self._invalid(f"the arguments cannot be written as JSON ({error})") from None
+        encoded = self._serializer.to_json(checked, warnings=False)
+        if len(encoded) > max_bytes:
+            raise PayloadTooLarge(
+                f"{self._task}: the arguments take {len(encoded):,} bytes as JSON, the limit is {max_bytes:,}",
+                task=self._task,
+            )
+        return encoded.decode()
+
+    def decode(self, encoded: str) -> tuple[list[Any], dict[str, Any]]:
+        """Return positional and keyword arguments, rebuilt to the declared types.
+
+        Raises `InvalidArguments` when they no longer fit the signature.
+        """
+        try:
+            values = self._validator.validate_json(encoded)
+        except ValidationError as error:
+            raise self._refused(error) from None
+        return ([], values) if self._is_plain else self._spread(values)
+
+    def json_schema(self) -> dict[str, Any]:
+        """Return the JSON schema of the stored arguments."""
+        return self._adapter.json_schema()
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        values: dict[str, Any] = dict(zip(self._positional, args, strict=False))
+        if len(args) > len(self._positional):
+            if self._star is None:
+                raise self._invalid(f"expected at most {len(self._positional)} positional arguments, got {len(args)}")
+            values[self._star] = args[len(self._positional) :]
+        extra: dict[str, Any] = {}
+        for name, value in kwargs.items():
+            if name in self._names and name not in (self._star, self._double_star, *self._positional_only):
+                if name in values:
+                    raise self._invalid(f"argument {name!r} was given twice", name)
+                values[name] = value
+            elif self._double_star is not None:
+                extra[name] = value
+            elif name in self._positional_only:
+                raise self._invalid(f"argument {name!r} is positional-only", name)
+            else:
+                raise self._invalid(f"unknown argument {name!r}{near(name, self._names)}", name)
+        if extra and self._double_star is not None:
+            values[self._double_star] = extra
+        return values
+
+    def _spread(self, values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        args: list[Any] = []
+        if self._star in values or self._positional_only & values.keys():
+            for name in self._positional:
+                if name not in values:
+                    break  # it and what follows take their defaults, or stand in values by keyword
+                args.append(values.pop(name))
+        if self._star is not None:
+            args.extend(values.pop(self._star, ()))
+        if self._double_star is not None:
+            values.update(values.pop(self._double_star, {}))
+        return args, values
+
+    def _validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            checked: dict[str, Any] = self._validator.validate_python(values)
+        except ValidationError as error:
+            raise self._refused(error) from None
+        return checked
+
+    def _check_round_trip(self, checked: dict[str, Any], encoded: bytes) -> None:
+        try:
+            if b"NaN" in encoded or b"Infinity" in encoded:
+                json.loads(encoded, parse_constant=_refuse_constant)
+            again = self._validator.validate_json(encoded)
+        except (ValidationError, ValueError, RecursionError) as error:
+            self._name_the_unencodable(checked, error)
+        for name in self._loose:
+            if name in checked and not _unchanged(checked[name], again[name]):
+                raise self._invalid(
+                    f"argument {name!r} would not come back from JSON as it is: {_short(checked[name])}; "
+                    "annotate the parameter with its type, or pass plain JSON values "
+                    "(dict with text keys, list, str, int, float, bool, None)",
+                    name,
+                )
+
+    def _name_the_unencodable(self, checked: Mapping[str, Any], error: Exception) -> NoReturn:
+        """Find the argument that is to blame by trying them one at a time, and raise its error."""
+        for name, value in checked.items():
+            try:
+                encoded = self._serializer.to_json({name: value}, warnings=False)
+                json.loads(encoded, parse_constant=_refuse_constant)
+            except _UNENCODABLE as cause:
+                raise self._invalid(f"argument {name!r} cannot be stored as JSON: {_short(cause)}", name) from None
+        raise self._invalid(f"the arguments cannot be stored as JSON: {_short(error)}")
+
+    def _refused(self, error: ValidationError) -> InvalidArguments:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else None
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing" and len(first["loc"]) == 1:
+            return self._invalid(f"argument {name!r} is missing", name)
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            return self._invalid(f"unknown argument {name!r}{near(name or '', self._names)}", name)
+        message = first["msg"][0].lower() + first["msg"][1:]
+        return self._invalid(f"argument {where!r}: {message}, got {_short(first['input'])}", name)
+
+    def _invalid(self, message: str, argument: str | None = None) -> InvalidArguments:
+        return InvalidArguments(f"{self._task}: {message}", task=self._task, argument=argument)
+
+
+def encode_result(value: Any, max_bytes: int) -> tuple[str | None, str | None]:
+    """Return a task's return value as JSON, and why it could not be kept (None when it could).
+
+    A value that JSON cannot carry, or one over ``max_bytes``, is replaced by a marker: the task has succeeded
+    all the same, and is not run again for it.
+    """
+    if value is None:
+        return None, None
+    try:
+        encoded = to_json(value, bytes_mode="base64", inf_nan_mode="constants")
+        if b"NaN" in encoded or b"Infinity" in encoded:
+            json.loads(encoded, parse_constant=_refuse_constant)
+    except Exception as error:  # whatever a user's object does while it is written
+        reason = f"a {type(value).__name__} cannot be stored as JSON: {_short(error)}"
+    else:
+        if len(encoded) <= max_bytes:
+            return encoded.decode(), None
+        reason = f"the result takes {len(encoded):,} bytes as JSON, the limit is {max_bytes:,}"
+    return json.dumps({_NOT_STORABLE: reason}), reason
+
+
+def checksum(args_json: str) -> int:
+    """Return the CRC-32 of stored arguments. It finds damage, not malice."""
+    return zlib.crc32(args_json.encode())
+
+
+def _type_hints(function: Callable[..., Any], task_name: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception as error:
+        raise InvalidTask(
+            f"{task_name}: its annotations cannot be resolved ({error}); "
+            "import the names they use at module level, not under TYPE_CHECKING"
+        ) from error
+
+
+def _field(parameter: inspect.Parameter, hint: Any) -> Any:
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return NotRequired[list[hint]]
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return NotRequired[dict[str, hint]]
+    return hint if parameter.default is parameter.empty else NotRequired[hint]
+
+
+def _adapter(fields: dict[str, Any], task_name: str) -> TypeAdapter[Any]:
+    make: Any = TypedDict  # type checkers want its fields spelt out; these are known at run time only
+    arguments = make("Arguments", fields)
+    arguments.__pydantic_config__ = _CONFIG
+    try:
+        return TypeAdapter(arguments)
+    except Exception as error:
+        raise InvalidTask(f"{task_name}: pydantic cannot build a schema for its parameters: {error}") from error
+
+
+def _is_loose(hint: Any) -> bool:
+    """Whether values of this annotation are encoded as whatever they happen to be."""
+    if hint in (Any, object, inspect.Parameter.empty, dict, list, tuple, set, frozenset):
+        return True
+    if isinstance(hint, typing.TypeVar):
+        return True
+    return any(_is_loose(part) for part in typing.get_args(hint) if not isinstance(part, str))
+
+
+def _unchanged(before: Any, after: Any) -> bool:
+    """Whether a value came back from JSON with the same types and the same content."""
+    if type(before) is not type(after):
+        return False
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and all(_unchanged(before[key], after[key]) for key in before)
+    if isinstance(before, list | tuple):
+        return len(before) == len(after) and all(map(_unchanged, before, after))
+    return bool(before == after)
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _short(value: object) -> str:
+    """Show a value in an error: its type, and not more of it than fits a line."""
+    if isinstance(value, Exception):
+        return _cut(_text(value, str))
+    return f"{_cut(_text(value, repr))} ({type(value).__name__})"
+
+
+def _text(value: object, show: Callable[[object], str]) -> str:
+    try:
+        return show(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 120 else text[:117] + "..."

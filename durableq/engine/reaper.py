@@ -1,0 +1,79 @@
+"""Periodic care: take back what dead workers held, and delete what was finished long ago."""
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Final
+
+from durableq.clock import Clock, to_datetime
+from durableq.engine.decisions import after_crash
+from durableq.errors import DurableQError
+from durableq.events import Emitter, StorageTrouble, WorkerReaped
+from durableq.models import JobState, Lease, Outcome
+from durableq.options import QueueOptions
+from durableq.storage.protocol import Storage
+
+REAP_EVERY_SECONDS: Final = 0.4
+"""A dead process is noticed within this: its jobs are runnable again well inside the promised second."""
+PRUNE_EVERY_SECONDS: Final = 60.0
+PRUNE_AT_ONCE: Final = 500
+_BREATH_SECONDS: Final = 0.05
+
+
+class Reaper:
+    """Looks for dead workers, for ever: recovery is a loop, not a launch-time one-shot."""
+
+    def __init__(self, storage: Storage, emitter: Emitter, max_crashes: int) -> None:
+        self._storage = storage
+        self._emitter = emitter
+        self._max_crashes = max_crashes
+
+    async def reap(self) -> None:
+        """Take back once. Raises `StorageError`."""
+        for dead in await self._storage.reap(self._decide):
+            self._emitter.emit(WorkerReaped(dead.worker_id, dead.reason, len(dead.leases)))
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.reap()
+            except DurableQError as error:
+                self._emitter.emit(StorageTrouble("looking for dead workers", error))
+            await asyncio.sleep(REAP_EVERY_SECONDS)
+
+    def _decide(self, lease: Lease, reason: str, charged: bool) -> Outcome:
+        return after_crash(lease, reason, charged, self._max_crashes)
+
+
+class Pruner:
+    """Deletes finished jobs past their retention, a bounded number at a time."""
+
+    def __init__(self, storage: Storage, emitter: Emitter, clock: Clock, options: QueueOptions) -> None:
+        self._storage = storage
+        self._emitter = emitter
+        self._clock = clock
+        self._retention: dict[JobState, timedelta | None] = {
+            JobState.SUCCEEDED: options.retain_finished,
+            JobState.CANCELLED: options.retain_finished,
+            JobState.DEAD: options.retain_dead,
+        }
+
+    async def prune(self) -> None:
+        """Delete all that is past its retention now. Raises `StorageError`."""
+        now = to_datetime(self._clock.wall())
+        for state, kept in self._retention.items():
+            if kept is not None:
+                await self._prune_before(state, now - kept)
+
+    async def _prune_before(self, state: JobState, before: datetime) -> None:
+        while True:
+            if await self._storage.prune(state, before, PRUNE_AT_ONCE) < PRUNE_AT_ONCE:
+                return
+            await asyncio.sleep(_BREATH_SECONDS)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.prune()
+            except DurableQError as error:
+                self._emitter.emit(StorageTrouble("deleting old jobs", error))
+            await asyncio.sleep(PRUNE_EVERY_SECONDS)

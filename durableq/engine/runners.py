@@ -1,0 +1,134 @@
+"""Where a job's code runs: on the event loop, or in threads of our own."""
+
+import asyncio
+import contextvars
+import inspect
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+
+class Runner(Protocol):
+    """Runs functions, up to a number at once. ``occupied`` is counted by the executor."""
+
+    occupied: int
+
+    @property
+    def free(self) -> int:
+        """How many more it can take now."""
+        ...
+
+    async def run(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any: ...
+
+    def stop(self) -> None:
+        """Take nothing more. What still runs is left alone and never holds the process."""
+        ...
+
+
+class LoopRunner:
+    """Runs ``async def`` tasks on the event loop."""
+
+    def __init__(self, limit: int) -> None:
+        self.occupied = 0
+        self._limit = limit
+
+    @property
+    def free(self) -> int:
+        return self._limit - self.occupied
+
+    async def run(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        return await function(*args, **kwargs)
+
+    def stop(self) -> None:
+        pass
+
+
+class _Call:
+    """One call on its way through a thread."""
+
+    __slots__ = ("abandoned", "error", "finished", "function", "future", "loop", "value")
+
+    def __init__(self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+        self.function = function
+        self.loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.abandoned = False
+        self.finished = False
+
+
+class ThreadRunner:
+    """Runs ``def`` tasks in daemon threads of its own, so that they never take the 40 that serve ``def`` routes.
+
+    A thread cannot be interrupted. When its job is given up the thread goes on and keeps its slot until it ends;
+    being a daemon, it does not hold the process.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.occupied = 0
+        self._limit = limit
+        self._abandoned = 0
+        self._idle = 0
+        self._threads = 0
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+
+    @property
+    def free(self) -> int:
+        return self._limit - self.occupied - self._abandoned
+
+    async def run(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        context = contextvars.copy_context()
+        call = _Call(partial(context.run, function, *args, **kwargs), asyncio.get_running_loop())
+        self._hand_over(call)
+        try:
+            value = await call.future
+        except asyncio.CancelledError:
+            if not call.finished:
+                call.abandoned = True
+                self._abandoned += 1
+            raise
+        # A plain function that wraps an async one hands out its coroutine: run it where it belongs.
+        return await value if inspect.isawaitable(value) else value
+
+    def stop(self) -> None:
+        for _ in range(self._threads):
+            self._calls.put(None)
+        self._threads = self._idle = 0
+
+    def _hand_over(self, call: _Call) -> None:
+        if self._idle:
+            self._idle -= 1
+        else:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"durableq-job-{self._threads}", daemon=True).start()
+        self._calls.put(call)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                call.value = call.function()
+            except BaseException as error:  # also SystemExit: it must not end the thread silently
+                call.error = error
+            try:
+                call.loop.call_soon_threadsafe(self._done, call)
+            except RuntimeError:
+                return  # the loop is closed: nobody is interested any more
+            del call
+
+    def _done(self, call: _Call) -> None:
+        """On the loop: the thread is free again, and the job has its answer."""
+        call.finished = True
+        self._idle += 1
+        if call.abandoned:
+            self._abandoned -= 1
+        elif call.future.done():
+            pass  # cancelled in this very turn of the loop
+        elif isinstance(call.error, StopIteration):  # a future refuses it; a coroutine would turn it into this too
+            call.future.set_exception(RuntimeError("the task raised StopIteration"))
+        elif call.error is not None:
+            call.future.set_exception(call.error)
+        else:
+            call.future.set_result(call.value)

@@ -1,0 +1,66 @@
+"""Keeps finished jobs until their outcome is written.
+
+An outcome handed in is settled or reported lost; it is never dropped, also at shutdown.
+"""
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Final
+
+from durableq.events import Emitter, JobDied, JobReleased, JobRetried, JobSucceeded, LeaseLost
+from durableq.models import Dead, Lease, LeaseKey, Outcome, Released, Retry, Succeeded
+
+AT_ONCE: Final = 1_000
+
+
+class Settler:
+    """Collects outcomes; the worker's exchange takes them in batches. Order between jobs is not kept."""
+
+    def __init__(self, emitter: Emitter, wake_up: Callable[[], None]) -> None:
+        self._emitter = emitter
+        self._wake_up = wake_up
+        self._finished: dict[LeaseKey, tuple[Lease, Outcome]] = {}
+
+    def add(self, lease: Lease, outcome: Outcome) -> None:
+        """Take in what became of a lease."""
+        self._finished[lease.key] = (lease, outcome)
+        self._wake_up()
+
+    def take(self) -> list[tuple[Lease, Outcome]]:
+        """Return the next batch. It stays here until `written`, so that a failed exchange loses nothing."""
+        return list(islice(self._finished.values(), AT_ONCE))
+
+    def written(self, batch: list[tuple[Lease, Outcome]], lost: frozenset[int]) -> None:
+        """Forget a batch that was settled, and tell what happened; ``lost`` names those whose lease was gone."""
+        for lease, outcome in batch:
+            self._finished.pop(lease.key, None)
+            if lost and lease.seq in lost:
+                self._emitter.emit(LeaseLost(lease))
+            else:
+                self._tell(lease, outcome)
+
+    def forget_all(self) -> None:
+        """After an eviction: every lease is gone, nothing that is written for one would count."""
+        for lease, _ in self._finished.values():
+            self._emitter.emit(LeaseLost(lease))
+        self._finished.clear()
+
+    @property
+    def leases(self) -> tuple[LeaseKey, ...]:
+        return tuple(self._finished)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._finished
+
+    def _tell(self, lease: Lease, outcome: Outcome) -> None:
+        match outcome:
+            case Succeeded():
+                if self._emitter.wants(JobSucceeded):
+                    self._emitter.emit(JobSucceeded(lease))
+            case Retry(failure, run_at):
+                self._emitter.emit(JobRetried(lease, failure, run_at))
+            case Dead(failure):
+                self._emitter.emit(JobDied(lease, failure))
+            case Released():
+                self._emitter.emit(JobReleased(lease))

@@ -1,0 +1,256 @@
+"""What durableq stores and passes around: frozen values, no I/O.
+
+A *task* is a registered function; a *job* is one durable call of it, one row. Claiming a job gives a `Lease`;
+running a lease gives one `Outcome`; settling writes outcomes for leases.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class JobState(StrEnum):
+    """Where a job is in its life. The last three are *finished*."""
+
+    BLOCKED = "blocked"
+    """Waits for other jobs or for a limit."""
+    SCHEDULED = "scheduled"
+    """Waits for its ``run_at``; after a failed attempt, for its retry."""
+    QUEUED = "queued"
+    """May run as soon as a worker has a free slot."""
+    RUNNING = "running"
+    """Leased to a worker."""
+    SUCCEEDED = "succeeded"
+    DEAD = "dead"
+    """Out of attempts, or given up: a dead letter, kept with its errors until a person decides."""
+    CANCELLED = "cancelled"
+
+
+FINISHED: Final = frozenset({JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED})
+"""The states in which ``finished_at`` is set."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why the last attempt failed, in short; `Attempt` has the traceback."""
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Generic[R_co]):
+    """One durable call of a task, as it was when read. ``R_co`` is what the task returns.
+
+    Times are aware UTC datetimes. ``attempt`` is the number of the current or latest try, 0 before the first;
+    ``crashes`` counts how often it took its process down.
+    """
+
+    id: str
+    task: str
+    queue: str
+    priority: int
+    state: JobState
+    args_json: str
+    """The arguments as stored: one JSON object of names."""
+    max_attempts: int
+    created_at: datetime
+    run_at: datetime
+    """The earliest time of the next attempt."""
+    attempt: int = 0
+    crashes: int = 0
+    started_at: datetime | None = None
+    """When the latest attempt started."""
+    finished_at: datetime | None = None
+    result_json: str | None = None
+    error: JobError | None = None
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The arguments by name, as JSON values."""
+        decoded: dict[str, Any] = json.loads(self.args_json)
+        return decoded
+
+    @property
+    def result(self) -> Any:
+        """What the task returned, as a JSON value; None until it succeeded."""
+        return None if self.result_json is None else json.loads(self.result_json)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in FINISHED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try that did not succeed."""
+
+    lease_no: int
+    attempt: int
+    worker_id: int
+    started_at: datetime
+    finished_at: datetime
+    error_type: str
+    error_message: str
+    traceback: str
+
+    @property
+    def duration(self) -> timedelta:
+        return self.finished_at - self.started_at
+
+
+class Lease(NamedTuple):
+    """A claimed job, this worker's alone until the lease is lost. ``lease_no`` fences every write for it."""
+
+    seq: int
+    lease_no: int
+    id: str
+    task: str
+    queue: str
+    args_json: str
+    checksum: int
+    attempt: int
+    max_attempts: int
+    crashes: int
+    created_at: int
+    """Microseconds since the epoch, as stored."""
+
+    @property
+    def key(self) -> "LeaseKey":
+        return self.seq, self.lease_no
+
+
+LeaseKey = tuple[int, int]
+"""``(seq, lease_no)``: names one claim of one job, for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong in an attempt, as it is stored."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The task returned. ``result_json`` is None when it returned None."""
+
+    result_json: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The attempt failed; the next may start at ``run_at`` (microseconds), or at once when None."""
+
+    failure: Failure
+    run_at: int | None
+    crashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """The attempt failed and there will be no other."""
+
+    failure: Failure
+    crashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Handed back unfinished; the attempt is not counted."""
+
+
+Outcome = Succeeded | Retry | Dead | Released
+
+
+class Lane(NamedTuple):
+    """What one runner can take now: names of tasks, and how many."""
+
+    runner: str
+    tasks: tuple[str, ...]
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """What a worker can take: from these queues, per runner up to its free slots.
+
+    ``suspect_tasks`` are the tasks of which one job that has crashed a process before may be taken as well.
+    """
+
+    queues: tuple[str, ...]
+    lanes: tuple[Lane, ...]
+    suspect_tasks: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The most jobs it can bring."""
+        return sum(lane.limit for lane in self.lanes) + bool(self.suspect_tasks)
+
+
+class Names(NamedTuple):
+    """All queue and task names that the storage has ever seen."""
+
+    queues: frozenset[str]
+    tasks: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs to list or act on; every given field must match."""
+
+    state: JobState | None = None
+    task: str | None = None
+    queue: str | None = None
+    error_type: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    finished_after: datetime | None = None
+    finished_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs, newest first, and the cursor of the next page (None at the end)."""
+
+    jobs: list[Job[Any]]
+    next_cursor: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """One administrative write: who did what to which job, when."""
+
+    at: datetime
+    who: str
+    action: str
+    job_id: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """A worker that was found dead, and what became of the jobs it held."""
+
+    worker_id: int
+    reason: str
+    leases: list[tuple[Lease, Outcome]]
+
+
+def new_job_id(wall_micros: int) -> str:
+    """Return a UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits.
+
+    The random bits come from the operating system, so that forked processes never repeat each other.
+    """
+    noise = os.urandom(10).hex()
+    millis = f"{wall_micros // 1000:012x}"
+    variant = "89ab"[int(noise[3], 16) & 3]
+    return f"{millis[:8]}-{millis[8:]}-7{noise[:3]}-{variant}{noise[4:7]}-{noise[7:19]}"

@@ -1,0 +1,100 @@
+"""Log lines for events: searchable sentences with fields, under the logger ``durableq``."""
+
+import logging
+from typing import Final
+
+from durableq.events import (
+    Emitter,
+    JobDied,
+    JobReleased,
+    JobRetried,
+    LeaseLost,
+    LoopStalled,
+    ResultNotStored,
+    StorageTrouble,
+    UnknownTasks,
+    WorkerEvicted,
+    WorkerReaped,
+    WorkerStarted,
+    WorkerStopped,
+)
+from durableq.models import Lease
+
+logger: Final = logging.getLogger("durableq")
+
+
+def log_events(emitter: Emitter) -> None:
+    """Log what an operator wants to read. A job that simply succeeds is not news."""
+    emitter.subscribe(JobRetried, _job_retried)
+    emitter.subscribe(JobDied, _job_died)
+    emitter.subscribe(JobReleased, _job_released)
+    emitter.subscribe(LeaseLost, _lease_lost)
+    emitter.subscribe(ResultNotStored, _result_not_stored)
+    emitter.subscribe(UnknownTasks, _unknown_tasks)
+    emitter.subscribe(WorkerStarted, _worker_started)
+    emitter.subscribe(WorkerStopped, _worker_stopped)
+    emitter.subscribe(WorkerReaped, _worker_reaped)
+    emitter.subscribe(WorkerEvicted, _worker_evicted)
+    emitter.subscribe(LoopStalled, _loop_stalled)
+    emitter.subscribe(StorageTrouble, _storage_trouble)
+
+
+def _job_retried(event: JobRetried) -> None:
+    logger.warning(
+        "job failed, will be retried: %s error=%s: %s", _fields(event.lease), event.failure.type, event.failure.message
+    )
+
+
+def _job_died(event: JobDied) -> None:
+    logger.error("job is dead: %s error=%s\n%s", _fields(event.lease), event.failure.type, event.failure.traceback)
+
+
+def _job_released(event: JobReleased) -> None:
+    logger.info("job handed back unfinished, uncounted: %s", _fields(event.lease))
+
+
+def _lease_lost(event: LeaseLost) -> None:
+    logger.warning("lease lost, what this worker did for it has no effect: %s", _fields(event.lease))
+
+
+def _result_not_stored(event: ResultNotStored) -> None:
+    logger.warning("job succeeded but its result was not kept: %s reason=%s", _fields(event.lease), event.reason)
+
+
+def _unknown_tasks(event: UnknownTasks) -> None:
+    logger.warning(
+        "jobs of these tasks are left alone, no code here has the names: %s. Import their modules, register them "
+        "with @dq.task, or let another deployment run them",
+        ", ".join(event.names),
+    )
+
+
+def _worker_started(event: WorkerStarted) -> None:
+    logger.info("worker %d started", event.worker_id)
+
+
+def _worker_stopped(event: WorkerStopped) -> None:
+    logger.info("worker %d stopped, %d jobs handed back", event.worker_id, event.released)
+
+
+def _worker_reaped(event: WorkerReaped) -> None:
+    logger.warning("took back %d jobs of worker %d: %s", event.jobs, event.worker_id, event.reason)
+
+
+def _worker_evicted(event: WorkerEvicted) -> None:
+    logger.error(
+        "worker %d was taken for dead while this process was held up; its leases are lost, it starts over",
+        event.worker_id,
+    )
+
+
+def _loop_stalled(event: LoopStalled) -> None:
+    logger.warning("the event loop has not moved for %.1f s; it is executing %s", event.seconds, event.where)
+
+
+def _storage_trouble(event: StorageTrouble) -> None:
+    logger.error("storage trouble while %s, will try again: %s", event.doing, event.error)
+
+
+def _fields(lease: Lease) -> str:
+    return f"job_id={lease.id} task={lease.task} attempt={lease.attempt}/{lease.max_attempts}"

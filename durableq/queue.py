@@ -1,0 +1,516 @@
+"""`DurableQ`: the facade, and the one place where everything is put together.
+
+A `DurableQ` holds settings and the registry only: no I/O, no thread, nothing bound to an event loop. All of that
+lives from `running` to its end, so one object may be started again on another loop, and after a fork.
+"""
+
+import asyncio
+import builtins
+import contextlib
+import dataclasses
+import logging
+import os
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+
+from durableq.clock import Clock, SystemClock, to_datetime
+from durableq.errors import ConfigurationError, DurableQError, JobNotFound, QueueNotRunning
+from durableq.events import Emitter
+from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Page, new_job_id
+from durableq.observability.logs import log_events
+from durableq.options import QueueSettings, TaskSettings, queue_options
+from durableq.registry import AnyTask, Registry, Task, root_of_caller
+from durableq.storage import storage_factory
+from durableq.storage.protocol import Storage
+from durableq.worker import Worker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger("durableq")
+
+BULK_LIMIT: Final = 100_000
+"""Jobs in one `DurableQ.add_tasks`."""
+BULK_BYTES: Final = 64 * 1024 * 1024
+STATE_KEY: Final = "durableq"
+"""Where a lifespan leaves its queues in the state of requests."""
+_DRAIN_LOOK_SECONDS: Final = 0.05
+_LEAVE_SECONDS: Final = 0.3
+
+StartUpHook = Callable[["DurableQ", Any], Awaitable[None]]
+"""Called with a queue and the application whose lifespan starts it."""
+
+start_up_hooks: Final[list[StartUpHook]] = []
+"""Checks of integrations: `durableq.fastapi` adds its own when it is imported."""
+
+
+class RegisterTask(Protocol):
+    """What ``@dq.task(...)`` gives: makes a function a task of the same signature."""
+
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class Adding(Awaitable[Job[R]], Generic[R]):
+    """A job on its way to the disk: ``await`` it to know that it is there.
+
+    The job was handed over already when this was made: without an ``await`` it is stored all the same, and an
+    error is logged by asyncio.
+    """
+
+    __slots__ = ("_future", "job")
+
+    def __init__(self, job: Job[R], future: asyncio.Future[None]) -> None:
+        self.job = job
+        self._future = future
+
+    def __await__(self) -> Generator[Any, None, Job[R]]:
+        yield from self._future.__await__()
+        return self.job
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call(Generic[R]):
+    """A call that shall become a job, for `DurableQ.add_tasks`. Made by `call`."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@overload
+def call(fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+@overload
+def call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
+    """Note a call of a task, type-checked, without making it."""
+    return Call(fn, args, kwargs)
+
+
+@dataclasses.dataclass(eq=False)
+class _Run:
+    """Everything that lives from `running` to its end."""
+
+    loop: asyncio.AbstractEventLoop
+    storage: Storage
+    users: int = 1
+    worker: Worker | None = None
+    stop: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    error: BaseException | None = None
+    working: asyncio.Task[None] | None = None
+
+
+class DurableQ:
+    """A durable task queue in one database file.
+
+    ``url_or_path`` names the SQLite file; it is created (mode 0600) when the queue first starts. ``task_modules``
+    are the modules whose functions may be added without a decorator; by default those of the app itself.
+    ``clock`` is for tests. The other options are those of `durableq.options.QueueOptions`, and may come from the
+    environment as ``DURABLEQ_<NAME>``. Raises `ConfigurationError`.
+    """
+
+    def __init__(
+        self,
+        url_or_path: str | Path,
+        *,
+        task_modules: Iterable[str | ModuleType] | None = None,
+        clock: Clock | None = None,
+        **options: Unpack[QueueSettings],
+    ) -> None:
+        self.settings = queue_options(cast("Mapping[str, Any]", options), os.environ)
+        self.events = Emitter()
+        log_events(self.events)
+        self._clock = clock or SystemClock()
+        self._registry = Registry(root_of_caller(), task_modules)
+        self._make_storage = storage_factory(url_or_path, self.settings, self._clock)
+        self._name = str(url_or_path)
+        self._run: _Run | None = None
+
+    def __repr__(self) -> str:
+        return f"<DurableQ {self._name!r}>"
+
+    # -- tasks ---------------------------------------------------------------------------------------------
+
+    @overload
+    def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, fn: None = None, /, *, name: str | None = None, **options: Unpack[TaskSettings]) -> RegisterTask: ...
+    def task(
+        self,
+        fn: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        **options: Unpack[TaskSettings],
+    ) -> Any:
+        """Register a function as a task, with options: ``@dq.task`` or ``@dq.task(max_attempts=3)``.
+
+        ``name`` replaces the derived ``module:qualname``, and allows a function that is not at module level.
+        Raises `InvalidTask` for what cannot be found again after a restart, `ConfigurationError` for an option
+        that cannot be right and for a second task of one name.
+        """
+
+        def register(function: Callable[..., Any]) -> AnyTask:
+            return self._registry.register(function, name=name, options=cast("Mapping[str, Any]", options))
+
+        return register if fn is None else register(fn)
+
+    def find_task(self, name: str) -> AnyTask | None:
+        """Return the task of a stored name, or None when this app does not offer it."""
+        return self._registry.find(name)
+
+    # -- adding --------------------------------------------------------------------------------------------
+
+    @overload
+    def add_task(self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Adding[R]: ...
+    @overload
+    def add_task(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Adding[R]: ...
+    def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Adding[Any]:
+        """Add a job; it is durable when the await returns.
+
+        A plain function: the arguments are checked, encoded and handed over at once. Cancelling the await changes
+        nothing. Raises `InvalidTask`, `InvalidArguments` and `QueueNotRunning` at the call; awaiting raises
+        `NotStored` when nothing was written and `OutcomeUnknown` when nobody can say.
+        """
+        job = self.new_job(fn, args, kwargs)
+        return Adding(job, self._storage_here().insert((job,)))
+
+    @overload
+    def add_task_sync(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Job[R]: ...
+    @overload
+    def add_task_sync(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
+    def add_task_sync(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """Add a job from a thread or a script; it is durable on return.
+
+        Works without a running queue too: the file is then opened for this one call. Refused on an event loop's
+        own thread, which it would block. Raises as `add_task`.
+        """
+        if _loop_here() is not None:
+            raise QueueNotRunning("add_task_sync would block the event loop: here, use 'await dq.add_task(...)'")
+        job = self.new_job(fn, args, kwargs)
+        storage = self._run.storage if self._run is not None else self._new_storage()
+        storage.insert_and_wait((job,))
+        return job
+
+    def add_tasks(self, calls: Iterable[Call[Any]]) -> Awaitable[builtins.list[Job[Any]]]:
+        """Add many jobs, made with `call(fn, ...)`, in one transaction: all or none.
+
+        At most 100,000 jobs or 64 MiB of arguments. Raises as `add_task`.
+        """
+        jobs = [self.new_job(one.function, one.args, one.kwargs) for one in calls]
+        return self.add_jobs(jobs)
+
+    def add_jobs(self, jobs: builtins.list[Job[Any]]) -> Awaitable[builtins.list[Job[Any]]]:
+        """Hand over jobs made with `new_job`, all or none; they are durable when the await returns."""
+        _check_bulk(jobs)
+        return _all_added(jobs, self._storage_here().insert(jobs) if jobs else None)
+
+    def new_job(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[Any]:
+        """Check and encode a call, and return the job that it would be. No I/O; nothing is stored yet."""
+        task = self._registry.task_for(fn)
+        settings = task.settings
+        now = self._clock.wall()
+        created_at = run_at = to_datetime(now)
+        if settings.delay is not None:
+            run_at = created_at + settings.delay
+        elif settings.run_at is not None:
+            run_at = settings.run_at
+        return Job(
+            id=new_job_id(now),
+            task=task.name,
+            queue=settings.queue,
+            priority=settings.priority,
+            state=JobState.SCHEDULED if run_at > created_at else JobState.QUEUED,
+            args_json=task.codec.encode(args, kwargs, self.settings.max_payload_bytes),
+            max_attempts=settings.max_attempts,
+            created_at=created_at,
+            run_at=run_at,
+        )
+
+    # -- looking -------------------------------------------------------------------------------------------
+
+    async def get(self, job_or_id: Job[Any] | str) -> Job[Any]:
+        """Return a job as it is now. Raises `JobNotFound`."""
+        job_id = _id_of(job_or_id)
+        job = await self._storage_here().get(job_id)
+        if job is None:
+            raise JobNotFound(job_id)
+        return job
+
+    async def list(
+        self,
+        where: JobFilter | None = None,
+        *,
+        cursor: int | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """Return jobs that match, newest first, and the cursor of the next page."""
+        return await self._storage_here().find(where or JobFilter(), cursor=cursor, limit=limit)
+
+    async def counts(self) -> dict[JobState, int]:
+        """Return how many jobs are in each state."""
+        return await self._storage_here().counts()
+
+    async def attempts(self, job_or_id: Job[Any] | str) -> builtins.list[Attempt]:
+        """Return the tries of a job that did not succeed, oldest first, with their tracebacks."""
+        return await self._storage_here().attempts(_id_of(job_or_id))
+
+    async def audit_trail(self, job_or_id: Job[Any] | str) -> builtins.list[AuditEntry]:
+        """Return what people did to a job, oldest first."""
+        return await self._storage_here().audit_trail(_id_of(job_or_id))
+
+    async def drain(self, timeout: float | timedelta | None = None) -> None:
+        """Return when nothing runnable is left: nothing running, queued or due that this app could run.
+
+        What is scheduled ahead, a retry for instance, is not waited for. Raises `TimeoutError` after ``timeout``.
+        """
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        run = self._run_here()
+        async with asyncio.timeout(seconds):
+            while await self._has_runnable(run):
+                await _wait_a_moment(run.worker)
+
+    # -- by hand -------------------------------------------------------------------------------------------
+
+    async def retry(
+        self, job_or_id: Job[Any] | str, *, args: Mapping[str, Any] | None = None, who: str = "application"
+    ) -> Job[Any]:
+        """Queue a dead or cancelled job as new: attempt 0, history kept. A scheduled one runs now.
+
+        ``args`` replaces the arguments, by name, checked against the task's signature. The change is audited
+        under ``who``. Raises `JobNotFound`, `JobConflict`, `InvalidArguments`, `InvalidTask`.
+        """
+        args_json = None if args is None else await self._edited(job_or_id, args)
+        return await self._storage_here().retry(_id_of(job_or_id), who=who, args_json=args_json)
+
+    async def retry_matching(self, where: JobFilter, *, limit: int = 1_000, who: str = "application") -> int:
+        """Retry up to ``limit`` dead jobs that match, oldest first; return how many. Audited one by one."""
+        return await self._storage_here().retry_matching(where, who=who, limit=limit)
+
+    async def cancel(self, job_or_id: Job[Any] | str, *, who: str = "application") -> Job[Any]:
+        """End a job that is not finished and not running. Raises `JobNotFound`, `JobConflict`."""
+        return await self._storage_here().cancel(_id_of(job_or_id), who=who)
+
+    async def delete(self, job_or_id: Job[Any] | str, *, who: str = "application") -> None:
+        """Remove a finished job and its history; the audit entry stays. Raises `JobNotFound`, `JobConflict`."""
+        await self._storage_here().delete(_id_of(job_or_id), who=who)
+
+    # -- running -------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[dict[str, Any]]:
+        """Run the queue for the life of an application: ``FastAPI(lifespan=dq.lifespan)``."""
+        for hook in start_up_hooks:
+            await hook(self, app)
+        async with self.running(app) as state:
+            yield state
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: Any = None) -> AsyncIterator[dict[str, Any]]:
+        """Run the queue inside a block, for one's own lifespan: ``async with dq.running() as state: yield state``.
+
+        Entering twice on one event loop counts references. Leaving stops claiming, gives running jobs ``grace``
+        to end, hands the rest back uncounted, and takes at most a second more.
+        """
+        await self.start()
+        queues = _queues_of(asyncio.get_running_loop() if app is None else app)
+        queues.append(self)
+        try:
+            yield {STATE_KEY: queues}
+        finally:
+            queues.remove(self)
+            await self.stop()
+
+    async def start(self) -> None:
+        """Open the storage and start the worker; `stop` is its end. Raises `StorageUnusable`, `QueueNotRunning`."""
+        loop = _loop_here()
+        if loop is None:
+            raise QueueNotRunning(
+                "durableq runs on asyncio; no asyncio event loop is running here (trio is not supported)"
+            )
+        if self._run is not None and not self._run.loop.is_closed():
+            await self._join(self._run, loop)
+            return
+        self._registry.import_modules()
+        self._run = run = _Run(loop, self._new_storage())
+        try:
+            await self._open(run)
+        except BaseException as error:
+            run.error = error
+            self._run = None
+            raise
+        finally:
+            run.ready.set()
+        _running_queues(loop).append(self)
+
+    async def stop(self) -> None:
+        """End what `start` began, once it was called as often as `start`. Never raises for what tasks do."""
+        run = self._run
+        if run is None:
+            return
+        run.users -= 1
+        if run.users > 0:
+            return
+        with contextlib.suppress(ValueError):
+            _running_queues(run.loop).remove(self)
+        try:
+            if run.working is not None:
+                run.stop.set()
+                await asyncio.wait([run.working])
+            if run.working is None or run.working.exception() is not None:
+                with contextlib.suppress(DurableQError, TimeoutError):
+                    await asyncio.wait_for(run.storage.deregister(), _LEAVE_SECONDS)
+        finally:
+            self._run = None
+            await run.storage.close()
+
+    @property
+    def collector(self) -> Callable[..., Any]:
+        """The FastAPI dependency that gives a request's task collector for this very queue.
+
+        For apps with several queues: ``Bulk = Annotated[TaskCollector, Depends(bulk.collector)]``.
+        """
+        if collector_factory is None:
+            raise ConfigurationError("import durableq.fastapi before using dq.collector")
+        return collector_factory(self)
+
+    # ------------------------------------------------------------------------------------------------------
+
+    async def _join(self, run: _Run, loop: asyncio.AbstractEventLoop) -> None:
+        if run.loop is not loop:
+            raise QueueNotRunning(f"{self!r} is already running on another event loop; stop it there first")
+        run.users += 1
+        await run.ready.wait()
+        if run.error is not None:
+            raise run.error
+
+    async def _open(self, run: _Run) -> None:
+        await run.storage.open()
+        try:
+            if not self.settings.worker:
+                await run.storage.register(None)
+                return
+            run.worker = Worker(
+                storage=run.storage,
+                registry=self._registry,
+                emitter=self.events,
+                clock=self._clock,
+                options=self.settings,
+            )
+            await run.worker.start()
+        except BaseException:
+            await run.storage.close()
+            raise
+        run.working = asyncio.create_task(run.worker.run(run.stop), name="durableq-worker")
+        run.working.add_done_callback(_log_a_defect)
+
+    def _new_storage(self) -> Storage:
+        storage = self._make_storage()
+        storage.describe_tasks_with(self._registry.arguments_schema)
+        return storage
+
+    def _run_here(self) -> _Run:
+        """Return what runs on this event loop, or say why nothing does."""
+        run, loop = self._run, _loop_here()
+        if run is not None and run.loop is loop:
+            return run
+        if run is None:
+            raise QueueNotRunning(
+                f"{self!r} is not running; start it with FastAPI(lifespan=dq.lifespan), or inside "
+                "'async with dq.running():'. (TestClient runs the lifespan only as 'with TestClient(app) as client:')"
+            )
+        if loop is None:
+            raise QueueNotRunning(f"no event loop runs in this thread; use dq.add_task_sync(...) here ({self!r})")
+        raise QueueNotRunning(f"{self!r} is running on another event loop than this one")
+
+    def _storage_here(self) -> Storage:
+        return self._run_here().storage
+
+    async def _edited(self, job_or_id: Job[Any] | str, args: Mapping[str, Any]) -> str:
+        job = await self.get(job_or_id)
+        task = self._registry.find(job.task)
+        if task is None:
+            raise ConfigurationError(
+                f"task {job.task!r} is not known here, so its arguments cannot be checked; retry without editing, or "
+                "from an app that knows it"
+            )
+        return task.codec.encode_object(args, self.settings.max_payload_bytes)
+
+    async def _has_runnable(self, run: _Run) -> bool:
+        names = run.storage.names()
+        tasks = [name for name in names.tasks if self._registry.find(name) is not None]
+        return await run.storage.has_runnable(names.queues, tasks)
+
+
+collector_factory: Callable[[DurableQ], Callable[..., Any]] | None = None
+"""Set by `durableq.fastapi`, which may import this module while this module may not import it."""
+
+_on_loops: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[DurableQ]]] = weakref.WeakKeyDictionary()
+_in_state: Final[weakref.WeakKeyDictionary[Any, list[DurableQ]]] = weakref.WeakKeyDictionary()
+
+
+def queues_running_here() -> tuple[DurableQ, ...]:
+    """Return the queues that run on this event loop."""
+    loop = _loop_here()
+    return () if loop is None else tuple(_running_queues(loop))
+
+
+def _running_queues(loop: asyncio.AbstractEventLoop) -> list[DurableQ]:
+    return _on_loops.setdefault(loop, [])
+
+
+def _queues_of(owner: Any) -> list[DurableQ]:
+    """The list that all lifespans of one app share: two that wrote the same key would hide one another."""
+    return _in_state.setdefault(owner, [])
+
+
+def _loop_here() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _id_of(job_or_id: Job[Any] | str) -> str:
+    return job_or_id.id if isinstance(job_or_id, Job) else job_or_id
+
+
+def _check_bulk(jobs: list[Job[Any]]) -> None:
+    size = sum(len(job.args_json) for job in jobs) if len(jobs) > 1 else 0
+    if len(jobs) > BULK_LIMIT or size > BULK_BYTES:
+        raise ConfigurationError(
+            f"expected at most {BULK_LIMIT:,} jobs and {BULK_BYTES:,} bytes of arguments in one add, got "
+            f"{len(jobs):,} and {size:,}: too many for one transaction; split it"
+        )
+
+
+async def _all_added(jobs: list[Job[Any]], future: asyncio.Future[None] | None) -> list[Job[Any]]:
+    if future is not None:
+        await future
+    return jobs
+
+
+async def _wait_a_moment(worker: Worker | None) -> None:
+    """Until this worker settles something, or for a moment: others may be working too."""
+    if worker is None:
+        await asyncio.sleep(_DRAIN_LOOK_SECONDS)
+        return
+    worker.settled.clear()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_LOOK_SECONDS):
+            await worker.settled.wait()
+
+
+def _log_a_defect(working: asyncio.Task[None]) -> None:
+    if not working.cancelled() and working.exception() is not None:
+        logger.critical("the worker stopped on a defect; jobs are stored but not run", exc_info=working.exception())
+
+
+LifespanManager = AbstractAsyncContextManager[dict[str, Any]]

@@ -1,0 +1,38 @@
+"""Where jobs are kept. This is the one place that picks a backend."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from durableq.clock import Clock
+from durableq.errors import ConfigurationError
+from durableq.options import QueueOptions
+from durableq.storage.protocol import Storage
+
+
+def storage_factory(url_or_path: str | Path, options: QueueOptions, clock: Clock) -> Callable[[], Storage]:
+    """Return what makes the storage that a URL or path names. No I/O. Raises `ConfigurationError`."""
+    path = _database_path(str(url_or_path))
+
+    def open_sqlite() -> Storage:
+        from durableq.storage.sqlite.connection import Location
+        from durableq.storage.sqlite.store import SqliteStorage
+
+        location = Location(path, options.durability, options.allow_network_filesystem)
+        return SqliteStorage(location, clock, options)
+
+    return open_sqlite
+
+
+def _database_path(text: str) -> Path:
+    if text in ("", ":memory:") or ":memory:" in text or "mode=memory" in text:
+        raise ConfigurationError(
+            f"expected a file, got {text!r}: jobs in memory would not survive; give a path such as 'app.db'"
+        )
+    if text.startswith("sqlite:///"):
+        return Path(text.removeprefix("sqlite:///")).absolute()
+    scheme, separator, _ = text.partition("://")
+    if separator:
+        raise ConfigurationError(
+            f"expected a path or sqlite:///path, got a {scheme}:// URL; this version of durableq stores in SQLite"
+        )
+    return Path(text).expanduser().absolute()

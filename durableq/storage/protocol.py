@@ -1,0 +1,152 @@
+"""What a storage backend does, in the order of a job's life. Many at a time only; `DurableQ` offers the singular.
+
+Every write is atomic, survives a crash once it has returned, and is never half done when its caller is cancelled.
+Each write that ends or prolongs a lease is fenced by ``lease_no`` and reports what no longer held.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+from durableq.errors import DurableQError
+from durableq.models import (
+    Attempt,
+    AuditEntry,
+    ClaimRequest,
+    Job,
+    JobFilter,
+    JobState,
+    Lease,
+    LeaseKey,
+    Names,
+    Outcome,
+    Page,
+    Reaped,
+)
+
+Decide = Callable[[Lease, str, bool], Outcome]
+"""(lease, why its worker is dead, whether to charge a crash) -> what becomes of the job."""
+
+WakeUp = Callable[[bool], None]
+"""Called on the event loop when there may be work; the argument says whether new names may have come."""
+
+
+class Exchanged(NamedTuple):
+    """What a round trip brought: leases that were lost before they could be settled, and new ones."""
+
+    lost: frozenset[int]
+    """Their ``seq``."""
+    leases: list[Lease]
+
+
+class Storage(Protocol):
+    """One queue's access to its database, bound to the event loop that opened it."""
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Create or check the database and bring its schema up to date. Raises `StorageUnusable`."""
+        ...
+
+    async def close(self) -> None:
+        """Write what still waits, and let go of everything."""
+        ...
+
+    @property
+    def trouble(self) -> DurableQError | None:
+        """What made the storage unusable while running, or None."""
+        ...
+
+    async def register(self, wake_up: WakeUp | None) -> int:
+        """Make this process known and return its id, never used before. With ``wake_up`` it holds leases."""
+        ...
+
+    async def deregister(self) -> None:
+        """Take this process off the list; what it still holds is handed back, uncounted."""
+        ...
+
+    def describe_tasks_with(self, schema_of: Callable[[str], str | None]) -> None:
+        """Say where the JSON schema of a task's arguments comes from; it is stored when the name is first used."""
+        ...
+
+    # -- adding --------------------------------------------------------------------------------------------
+
+    def insert(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[None]:
+        """Hand over new jobs, all or none, at once; the future is done when they are durable.
+
+        It fails with `NotStored` when nothing was written, with `OutcomeUnknown` when nobody can say.
+        Cancelling it changes nothing.
+        """
+        ...
+
+    def insert_and_wait(self, jobs: Sequence[Job[Any]]) -> None:
+        """The same from a thread without an event loop. Opens the storage for the call when it is not open."""
+        ...
+
+    # -- running -------------------------------------------------------------------------------------------
+
+    async def exchange(self, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None) -> Exchanged:
+        """Settle what finished and claim what there is room for, in one transaction."""
+        ...
+
+    def renew(self, expires_at: int, held: Collection[LeaseKey] | None) -> bool:
+        """Prolong this worker's lease to ``expires_at`` (boot time). Blocks; for the heartbeat's thread.
+
+        False: this worker has been reaped. Rows that name it but are not in ``held`` are handed back once they
+        were missing twice; None: a claim is under way, do not judge.
+        """
+        ...
+
+    async def reap(self, decide: Decide) -> list[Reaped]:
+        """Take back what dead workers held, each job through ``decide``."""
+        ...
+
+    async def prune(self, state: JobState, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` jobs that finished in ``state`` before that moment; return how many."""
+        ...
+
+    # -- looking -------------------------------------------------------------------------------------------
+
+    def names(self) -> Names:
+        """All queue and task names ever seen, as of the latest look. No I/O."""
+        ...
+
+    async def get(self, job_id: str) -> Job[Any] | None: ...
+
+    async def attempts(self, job_id: str) -> list[Attempt]:
+        """The tries of a job that did not succeed, oldest first."""
+        ...
+
+    async def find(self, where: JobFilter, *, cursor: int | None, limit: int) -> Page:
+        """Jobs that match, newest first, from below the cursor of the page before."""
+        ...
+
+    async def counts(self) -> dict[JobState, int]: ...
+
+    async def has_runnable(self, queues: Collection[str], tasks: Collection[str]) -> bool:
+        """Whether anything is running, or queued or due among these."""
+        ...
+
+    async def audit_trail(self, job_id: str) -> list[AuditEntry]:
+        """The administrative writes to a job, oldest first."""
+        ...
+
+    # -- by hand -------------------------------------------------------------------------------------------
+    # Each raises `JobNotFound`, or `JobConflict` when the state does not allow it, and is audited under `who`.
+
+    async def retry(self, job_id: str, *, who: str, args_json: str | None = None) -> Job[Any]:
+        """Queue a dead or cancelled job as new, optionally with other arguments; a scheduled one: now."""
+        ...
+
+    async def retry_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
+        """Retry up to ``limit`` dead jobs that match; return how many."""
+        ...
+
+    async def cancel(self, job_id: str, *, who: str) -> Job[Any]:
+        """End a job that is not finished and not running."""
+        ...
+
+    async def delete(self, job_id: str, *, who: str) -> None:
+        """Remove a finished job and its history. The audit entry stays."""
+        ...

@@ -1,0 +1,264 @@
+"""Runs a group of operations in one transaction.
+
+The common way is *batched*: one statement for all inserts of the group, one for a worker's settles, two for its
+claim. If anything is out of the ordinary, the whole group is rolled back and run *carefully*: each operation in a
+savepoint of its own, so that a bad one hurts only itself.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from durableq.storage.sqlite.replies import Reply
+from durableq.storage.sqlite.statements import SQL, choose_statement
+
+HEAVY: Final = 5_000
+"""An insert of more rows than this gets a transaction of its own."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Operation:
+    """Something to do inside a transaction of the writer."""
+
+    reply: Reply
+    begin_by: float = 0.0
+    """Monotonic seconds; removed, not stored, when its transaction has not begun by then."""
+    urgent: bool = False
+    """Goes before whatever else waits: what keeps leases alive."""
+
+    @property
+    def weight(self) -> int:
+        """About how many rows it writes."""
+        return 1
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it holds while it waits."""
+        return 200
+
+    @property
+    def alone(self) -> bool:
+        """Whether it needs a transaction of its own."""
+        return False
+
+
+@dataclass(slots=True, kw_only=True)
+class Insert(_Operation):
+    """Store new jobs, all or none."""
+
+    rows: list[str]
+    """Each job as a JSON array in the order of the statement's columns."""
+    ids: tuple[str, ...]
+    queues: frozenset[str]
+    tasks: frozenset[str]
+    schema_of: Callable[[str], str | None]
+    """Gives the JSON schema of a task's arguments, for a name that is new."""
+    first_due: int | None
+    """The earliest ``run_at`` among those that are scheduled."""
+    has_queued: bool
+    bytes: int
+
+    @property
+    def weight(self) -> int:
+        return len(self.rows)
+
+    @property
+    def size(self) -> int:
+        return self.bytes
+
+    @property
+    def alone(self) -> bool:
+        return len(self.rows) > HEAVY
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange(_Operation):
+    """A worker's one round trip: settle what finished, and claim what it has room for."""
+
+    worker_id: int
+    outcomes: str
+    """A JSON array of what to settle."""
+    outcome_count: int
+    attempts: str | None
+    """A JSON array of the failures among them."""
+    first_due: int | None
+    has_queued: bool
+    lanes: tuple[tuple[str, int], ...] = ()
+    """Per runner: the tasks as a JSON array, and how many jobs."""
+    queues: str = "[]"
+    suspect_tasks: str | None = None
+
+    @property
+    def claims(self) -> bool:
+        return bool(self.lanes) or self.suspect_tasks is not None
+
+    @property
+    def weight(self) -> int:
+        return self.outcome_count + sum(limit for _, limit in self.lanes)
+
+    @property
+    def size(self) -> int:
+        return len(self.outcomes) + 400
+
+
+@dataclass(slots=True, kw_only=True)
+class Transact(_Operation):
+    """Anything rarer: a callable that gets the connection inside a savepoint. What it raises is its answer."""
+
+    run: Callable[[sqlite3.Connection], Any]
+    makes_work: bool = False
+    """Whether it may leave jobs that can be claimed."""
+    solitary: bool = False
+
+    @property
+    def alone(self) -> bool:
+        return self.solitary
+
+
+Operation = Insert | Exchange | Transact
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a group's commit changed that others must hear of."""
+
+    made_work: bool = False
+    new_queues: set[str] = field(default_factory=set)
+    new_tasks: set[str] = field(default_factory=set)
+    first_due: int | None = None
+    changed_rows: int = 0
+
+    def include(self, other: "Effects") -> None:
+        self.made_work |= other.made_work
+        self.new_queues |= other.new_queues
+        self.new_tasks |= other.new_tasks
+        self.due(other.first_due)
+
+    def due(self, run_at: int | None) -> None:
+        if run_at is not None and (self.first_due is None or run_at < self.first_due):
+            self.first_due = run_at
+
+
+class Irregular(Exception):
+    """The batched way met something it does not handle; run the group carefully."""
+
+
+class GroupRunner:
+    """Executes operations on the writing connection, inside a transaction that the writer began."""
+
+    def __init__(self, wall: Callable[[], int]) -> None:
+        self._wall = wall
+        self.known_queues: set[str] = set()
+        self.known_tasks: set[str] = set()
+
+    def run(self, connection: sqlite3.Connection, group: Sequence[Operation], effects: Effects) -> list[Any]:
+        """Run the group batched; return an answer per operation.
+
+        Raises `Irregular`, or what SQLite raised; the caller rolls back.
+        """
+        inserts = [operation for operation in group if isinstance(operation, Insert)]
+        if inserts:  # first, so that a claim in the same group finds them
+            self._insert(connection, inserts, effects)
+        return [
+            None if isinstance(operation, Insert) else self._other(connection, operation, effects)
+            for operation in group
+        ]
+
+    def run_carefully(self, connection: sqlite3.Connection, group: Sequence[Operation], effects: Effects) -> list[Any]:
+        """Run each operation in a savepoint; an error is that operation's answer.
+
+        Raises what SQLite raised only when it has rolled the whole transaction back.
+        """
+        return [self._in_savepoint(connection, operation, effects) for operation in group]
+
+    def _other(self, connection: sqlite3.Connection, operation: Operation, effects: Effects) -> Any:
+        if isinstance(operation, Exchange):
+            return self._exchange(connection, operation, effects)
+        return self._in_savepoint(connection, operation, effects)
+
+    def _in_savepoint(self, connection: sqlite3.Connection, operation: Operation, effects: Effects) -> Any:
+        connection.execute("SAVEPOINT durableq_operation")
+        own = Effects()
+        try:
+            answer = self._alone(connection, operation, own)
+        except Exception as error:
+            if not connection.in_transaction:
+                raise  # SQLite rolled everything back: there is no savepoint to return to
+            connection.execute("ROLLBACK TO durableq_operation")
+            answer = error
+        else:
+            effects.include(own)
+        connection.execute("RELEASE durableq_operation")
+        return answer
+
+    def _alone(self, connection: sqlite3.Connection, operation: Operation, effects: Effects) -> Any:
+        if isinstance(operation, Insert):
+            return self._insert(connection, [operation], effects)
+        if isinstance(operation, Exchange):
+            return self._exchange(connection, operation, effects, careful=True)
+        effects.made_work |= operation.makes_work
+        return operation.run(connection)
+
+    def _insert(self, connection: sqlite3.Connection, inserts: list[Insert], effects: Effects) -> None:
+        rows = [row for operation in inserts for row in operation.rows]
+        connection.execute(SQL["insert_jobs"], {"jobs": f"[{','.join(rows)}]"})
+        for operation in inserts:
+            if not operation.queues <= self.known_queues or not operation.tasks <= self.known_tasks:
+                self._learn_names(connection, operation, effects)
+            effects.made_work |= operation.has_queued
+            effects.due(operation.first_due)
+
+    def _learn_names(self, connection: sqlite3.Connection, operation: Insert, effects: Effects) -> None:
+        queues = operation.queues - self.known_queues
+        tasks = operation.tasks - self.known_tasks
+        connection.execute(SQL["insert_queue_names"], {"names": json.dumps(sorted(queues))})
+        described = [[name, operation.schema_of(name)] for name in sorted(tasks)]
+        connection.execute(SQL["insert_task_names"], {"names": json.dumps(described)})
+        effects.new_queues |= queues
+        effects.new_tasks |= tasks
+
+    def _exchange(
+        self, connection: sqlite3.Connection, operation: Exchange, effects: Effects, *, careful: bool = False
+    ) -> tuple[list[int], str]:
+        lost = self._settle(connection, operation, careful=careful) if operation.outcome_count else []
+        effects.made_work |= operation.has_queued
+        effects.due(operation.first_due)
+        return lost, (self._claim(connection, operation) if operation.claims else "[]")
+
+    def _settle(self, connection: sqlite3.Connection, operation: Exchange, *, careful: bool) -> list[int]:
+        """Write outcomes; return the ``seq`` of those whose lease no longer held."""
+        lost: list[int] = []
+        if careful:
+            text = connection.execute(SQL["lost_leases"], {"outcomes": operation.outcomes}).fetchone()[0]
+            lost = json.loads(text)
+        if operation.attempts is not None:
+            connection.execute(SQL["insert_attempts"], {"attempts": operation.attempts, "now": self._wall()})
+        settled = connection.execute(SQL["settle"], {"outcomes": operation.outcomes}).rowcount
+        if settled + len(lost) != operation.outcome_count:
+            raise Irregular("some leases no longer hold" if not careful else "the settle count does not add up")
+        return lost
+
+    def _claim(self, connection: sqlite3.Connection, operation: Exchange) -> str:
+        """Choose and take jobs; return the leases as a JSON array of arrays."""
+        values: dict[str, Any] = {"queues": operation.queues, "suspect_tasks": operation.suspect_tasks}
+        for lane, (tasks, limit) in enumerate(operation.lanes):
+            values[f"tasks_{lane}"] = tasks
+            values[f"limit_{lane}"] = limit
+        choose = choose_statement(len(operation.lanes), operation.suspect_tasks is not None)
+        seqs, leases = connection.execute(choose, values).fetchone()
+        if seqs != "[]":
+            connection.execute(SQL["take"], {"seqs": seqs, "worker_id": operation.worker_id, "now": self._wall()})
+        return str(leases)
+
+
+def without_claims(group: Iterable[Operation]) -> list[Operation]:
+    """Return the group as it may be replayed after a failed COMMIT: what was claimed is dropped."""
+    kept = []
+    for operation in group:
+        if isinstance(operation, Exchange):
+            operation.lanes = ()
+            operation.suspect_tasks = None
+        kept.append(operation)
+    return kept

@@ -1,0 +1,156 @@
+"""Who is alive: worker rows, the kernel's locks, and the reaping of what dead workers held.
+
+A worker holds a lock on one byte, at the offset of its id, which the kernel frees the instant its process dies;
+its row's ``expires_at`` (boot time) covers what still runs but hangs. Reaping by expiry is done only by a reaper
+that was not itself held up: after any outage longer than a lease, everybody's lease has run out.
+"""
+
+import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from durableq.clock import Clock
+from durableq.errors import StorageUnusable
+from durableq.models import Lease, LeaseKey, Outcome, Reaped, Released
+from durableq.storage.protocol import Decide
+from durableq.storage.sqlite import host, rows
+from durableq.storage.sqlite.statements import SQL
+
+PROCESS_DIED: Final = "the worker's process died"
+LEASE_EXPIRED: Final = "the worker's lease expired: it hung, or was stopped"
+HOST_REBOOTED: Final = "the host was restarted"
+
+
+@dataclass(slots=True)
+class _Foreign:
+    """A worker of another run of the kernel, being watched."""
+
+    since: int
+    expires_at: int | None
+
+
+class Liveness:
+    """One worker's view of all workers on a file. Its methods run inside the writer's transactions."""
+
+    def __init__(self, clock: Clock, locks: host.LockFile, lease: int, heartbeat: int) -> None:
+        self.worker_id: int | None = None
+        self._clock = clock
+        self._locks = locks
+        self._lease = lease
+        self._heartbeat = heartbeat
+        self._last_look: int | None = None
+        self._trust_expiry_from = 0
+        self._foreign: dict[int, _Foreign] = {}
+        self._unclaimed: frozenset[LeaseKey] = frozenset()
+
+    def register(self, connection: sqlite3.Connection, *, leases: bool) -> int:
+        """Insert this process's row and take its byte, before anyone can see the row."""
+        values = {
+            "pid": host.own_pid(),
+            "boot_id": self._clock.boot_id(),
+            "expires_at": self._clock.boot() + self._lease if leases else None,
+            "now": self._clock.wall(),
+        }
+        worker_id = connection.execute(SQL["register_worker"], values).lastrowid
+        if worker_id is None or not self._locks.acquire(worker_id):
+            raise StorageUnusable(f"the lock of the new worker {worker_id} is held by another process")
+        self.worker_id = worker_id
+        return worker_id
+
+    def deregister(self, connection: sqlite3.Connection) -> None:
+        """Remove the row. What the worker still holds is handed back, uncounted."""
+        if self.worker_id is not None:
+            self._hand_back(connection, rows.leases_of_worker(connection, SQL["leases_of_worker"], self.worker_id))
+            connection.execute(SQL["delete_worker"], {"worker_id": self.worker_id})
+
+    def let_go(self) -> None:
+        """Free the byte, once the row is gone or given up."""
+        if self.worker_id is not None:
+            self._locks.release(self.worker_id)
+            self.worker_id = None
+
+    def renew(self, connection: sqlite3.Connection, expires_at: int, held: Collection[LeaseKey] | None) -> bool:
+        """Prolong the lease; False when this worker has been reaped. A late renewal cannot take a lease back.
+
+        Also hands back, uncounted, what names this worker but is not in its memory: a committed claim whose answer
+        was lost. ``held`` is None while a claim is under way. A row must be missing twice in a row, so that one
+        whose answer is just arriving is not mistaken.
+        """
+        values = {"worker_id": self.worker_id, "expires_at": expires_at}
+        if connection.execute(SQL["renew_worker"], values).rowcount == 0:
+            return False
+        if held is None or self.worker_id is None:
+            self._unclaimed = frozenset()
+            return True
+        leases = rows.leases_of_worker(connection, SQL["leases_of_worker"], self.worker_id)
+        missing = [lease for lease in leases if lease.key not in held]
+        self._hand_back(connection, [lease for lease in missing if lease.key in self._unclaimed])
+        self._unclaimed = frozenset(lease.key for lease in missing)
+        return True
+
+    def reap(self, connection: sqlite3.Connection, decide: Decide) -> list[Reaped]:
+        """Take back what dead workers held: each job through ``decide``, in this transaction."""
+        now = self._clock.boot()  # read after BEGIN: waiting for the lock counts as being held up
+        self._renew_before_judging(connection, now)
+        return [
+            self._bury(connection, worker_id, reason, decide)
+            for worker_id, reason in self._dead_workers(connection, now)
+        ]
+
+    def _renew_before_judging(self, connection: sqlite3.Connection, now: int) -> None:
+        if self._last_look is None or now - self._last_look > self._heartbeat:
+            self._trust_expiry_from = now + self._heartbeat
+        self._last_look = now
+        if self.worker_id is not None:
+            connection.execute(SQL["renew_worker"], {"worker_id": self.worker_id, "expires_at": now + self._lease})
+
+    def _dead_workers(self, connection: sqlite3.Connection, now: int) -> list[tuple[int, str]]:
+        dead = []
+        for worker_id, _, boot_id, expires_at in connection.execute(SQL["list_workers"]).fetchall():
+            if worker_id == self.worker_id:
+                continue
+            reason = self._why_dead(worker_id, boot_id, expires_at, now)
+            if reason is not None:
+                dead.append((worker_id, reason))
+        return dead
+
+    def _why_dead(self, worker_id: int, boot_id: str, expires_at: int | None, now: int) -> str | None:
+        if boot_id != self._clock.boot_id():
+            return self._why_dead_abroad(worker_id, expires_at, now)
+        if self._locks.is_free(worker_id):
+            return PROCESS_DIED
+        if expires_at is not None and expires_at < now and now >= self._trust_expiry_from:
+            return LEASE_EXPIRED
+        return None
+
+    def _why_dead_abroad(self, worker_id: int, expires_at: int | None, now: int) -> str | None:
+        """A row of another boot: dead since a reboot, or alive on another host that shares the file."""
+        seen = self._foreign.setdefault(worker_id, _Foreign(now, expires_at))
+        if seen.expires_at != expires_at:
+            raise StorageUnusable(
+                f"worker {worker_id} is alive on another host: two kernels share this database file, and SQLite's "
+                "locks do not reach across. Use one host, or PostgreSQL"
+            )
+        return HOST_REBOOTED if now - seen.since >= 2 * self._heartbeat else None
+
+    def _bury(self, connection: sqlite3.Connection, worker_id: int, reason: str, decide: Decide) -> Reaped:
+        leases = rows.leases_of_worker(connection, SQL["leases_of_worker"], worker_id)
+        settled = [(lease, decide(lease, reason, reason != HOST_REBOOTED)) for lease in leases]
+        settle(connection, settled, self._clock.wall())
+        connection.execute(SQL["delete_worker"], {"worker_id": worker_id})
+        self._foreign.pop(worker_id, None)
+        return Reaped(worker_id, reason, settled)
+
+    def _hand_back(self, connection: sqlite3.Connection, leases: list[Lease]) -> None:
+        settle(connection, [(lease, Released()) for lease in leases], self._clock.wall())
+
+
+def settle(connection: sqlite3.Connection, settled: list[tuple[Lease, Outcome]], now: int) -> None:
+    """Write outcomes from inside another transaction, fenced as always."""
+    if not settled:
+        return
+    attempts = rows.attempts_json(settled)
+    if attempts is not None:
+        connection.execute(SQL["insert_attempts"], {"attempts": attempts, "now": now})
+    connection.execute(SQL["settle"], {"outcomes": rows.outcomes_json(settled, now)})

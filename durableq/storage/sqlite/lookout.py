@@ -1,0 +1,121 @@
+"""Who must hear of a commit, and whose commits we must hear of.
+
+Own commits wake the workers of this process; a commit that adds work also rings the other processes' doorbells.
+What others commit is noticed by ``PRAGMA data_version``, four times a second at rest. One timer serves the next
+scheduled job. The table is never polled blindly.
+"""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Final
+
+from durableq.clock import SECOND, Clock
+from durableq.storage.protocol import WakeUp
+from durableq.storage.sqlite import host
+from durableq.storage.sqlite.group import Effects, GroupRunner
+from durableq.storage.sqlite.replies import LoopCalls
+from durableq.storage.sqlite.statements import SQL
+
+LOOK_SECONDS: Final = 0.25
+PROMOTE_AT_ONCE: Final = 500
+"""Due jobs made ready in one transaction: 4.5 ms measured, where 93,500 at once took 645 ms."""
+
+
+class Lookout:
+    """Lives on the writer thread, except `listen`, `unlisten` and reading the names."""
+
+    def __init__(self, clock: Clock, runner: GroupRunner, ringer: host.Ringer, calls: LoopCalls) -> None:
+        self.own_workers: set[int] = set()
+        """Ids registered by this process."""
+        self.others: tuple[int, ...] = ()
+        """Ids of other processes on the file, as of the latest look."""
+        self._clock = clock
+        self._runner = runner
+        self._ringer = ringer
+        self._calls = calls
+        self._sleepers: dict[object, tuple[asyncio.AbstractEventLoop, WakeUp]] = {}
+        self._next_due: int | None = None
+        self._data_version = -1
+        self._next_look = 0.0
+
+    def listen(self, token: object, loop: asyncio.AbstractEventLoop, wake_up: WakeUp) -> None:
+        self._sleepers[token] = (loop, wake_up)
+        self._next_look = 0.0
+
+    def unlisten(self, token: object) -> None:
+        self._sleepers.pop(token, None)
+
+    def sleep_seconds(self) -> float | None:
+        """How long the writer may sleep; None: until something arrives."""
+        if not self._sleepers and not self.own_workers:
+            return None
+        seconds = self._next_look - time.monotonic()
+        if self._sleepers and self._next_due is not None:
+            seconds = min(seconds, (self._next_due - self._clock.wall()) / SECOND)
+        return max(seconds, 0.0)
+
+    def announce(self, effects: Effects) -> None:
+        """After a commit of our own: remember its names and due times, wake who may have work."""
+        self._runner.known_queues |= effects.new_queues
+        self._runner.known_tasks |= effects.new_tasks
+        if effects.first_due is not None and (self._next_due is None or effects.first_due < self._next_due):
+            self._next_due = effects.first_due
+        if effects.made_work:
+            self._wake(new_names=bool(effects.new_queues or effects.new_tasks))
+            for worker_id in self.others:
+                self._ringer.ring(worker_id)
+
+    def look(self, connection: sqlite3.Connection) -> int:
+        """Look for foreign commits and due jobs, if it is time; return how many rows were changed."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            version = connection.execute("PRAGMA data_version").fetchone()[0]
+            if version != self._data_version:
+                self._data_version = version
+                self.learn(connection)
+        if self._sleepers and self._next_due is not None and self._next_due <= self._clock.wall():
+            return self._promote(connection)
+        return 0
+
+    def learn(self, connection: sqlite3.Connection) -> None:
+        """Read what other processes may have changed: names, due times, workers."""
+        new_names = self._read_names(connection)
+        self._next_due = connection.execute(SQL["next_due"]).fetchone()[0]
+        workers = connection.execute(SQL["list_workers"]).fetchall()
+        self.others = tuple(row[0] for row in workers if row[0] not in self.own_workers)
+        self._wake(new_names=new_names)
+
+    def _read_names(self, connection: sqlite3.Connection) -> bool:
+        queues = {row[0] for row in connection.execute("SELECT name FROM durableq_queues").fetchall()}
+        tasks = {row[0] for row in connection.execute("SELECT name FROM durableq_tasks").fetchall()}
+        is_news = queues != self._runner.known_queues or tasks != self._runner.known_tasks
+        self._runner.known_queues, self._runner.known_tasks = queues, tasks
+        return is_news
+
+    def _promote(self, connection: sqlite3.Connection) -> int:
+        """scheduled -> queued for what is due, the earliest first, and set the timer anew."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            values = {"now": self._clock.wall(), "limit": PROMOTE_AT_ONCE}
+            promoted = connection.execute(SQL["promote_due"], values).rowcount
+            next_due = connection.execute(SQL["next_due"]).fetchone()[0]
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self._next_due = next_due
+        if promoted:
+            self._wake(new_names=False)
+        return promoted
+
+    def _wake(self, *, new_names: bool) -> None:
+        for loop, wake_up in tuple(self._sleepers.values()):
+            self._calls.add(loop, _bound(wake_up, new_names))
+
+
+def _bound(wake_up: WakeUp, new_names: bool) -> Callable[[], None]:
+    return lambda: wake_up(new_names)

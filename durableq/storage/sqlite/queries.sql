@@ -1,0 +1,226 @@
+-- The life of a job, top to bottom. Each block says which transition it makes and which index serves it.
+-- Many-at-a-time only: a batch crosses to SQLite as one JSON array, because every call from Python hands over the
+-- interpreter lock. SQL as old as SQLite 3.37. Values are bound, never spliced.
+
+-- name: insert_jobs
+-- (nothing) -> queued | scheduled. Idempotent by id, so a group may be replayed after a failed COMMIT.
+INSERT INTO durableq_jobs (
+    id, task, queue, priority, state, args, checksum, max_attempts, created_at, run_at
+)
+SELECT
+    json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
+    json_extract(value, '$[6]'), json_extract(value, '$[7]'), json_extract(value, '$[8]'),
+    json_extract(value, '$[9]')
+FROM json_each(:jobs)
+WHERE true
+ON CONFLICT (id) DO NOTHING;
+
+-- name: insert_queue_names
+INSERT INTO durableq_queues (name) SELECT value FROM json_each(:names) WHERE true ON CONFLICT DO NOTHING;
+
+-- name: insert_task_names
+INSERT INTO durableq_tasks (name, arguments_schema)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:names)
+WHERE true
+ON CONFLICT (name) DO UPDATE SET arguments_schema = excluded.arguments_schema
+WHERE excluded.arguments_schema IS NOT arguments_schema;
+
+-- name: promote_due
+-- scheduled -> queued, the earliest first. Index: due.
+UPDATE durableq_jobs SET state = 'queued'
+WHERE seq IN (
+    SELECT seq FROM durableq_jobs
+    WHERE state = 'scheduled' AND run_at <= :now
+    ORDER BY run_at LIMIT :limit
+);
+
+-- name: next_due
+-- Index: due.
+SELECT min(run_at) FROM durableq_jobs WHERE state = 'scheduled';
+
+-- name: choose_lane
+-- What one runner may claim, by priority and age. Index: claim; the early stop is a property of its sorter.
+-- (Put together once per lane, see statements.py.)
+SELECT * FROM (
+    SELECT seq, lease_no + 1 AS lease_no, id, task, queue, args, checksum, attempt + 1 AS attempt,
+        max_attempts, crashes, created_at
+    FROM durableq_jobs
+    WHERE state = 'queued' AND crashes = 0
+        AND queue IN (SELECT value FROM json_each(:queues))
+        AND task IN (SELECT value FROM json_each(:tasks_LANE))
+    ORDER BY priority DESC, seq
+    LIMIT :limit_LANE
+)
+
+-- name: choose_suspect
+-- One job that has crashed a process before. Index: suspect.
+SELECT * FROM (
+    SELECT seq, lease_no + 1 AS lease_no, id, task, queue, args, checksum, attempt + 1 AS attempt,
+        max_attempts, crashes, created_at
+    FROM durableq_jobs
+    WHERE state = 'queued' AND crashes > 0
+        AND queue IN (SELECT value FROM json_each(:queues))
+        AND task IN (SELECT value FROM json_each(:suspect_tasks))
+    ORDER BY priority DESC, seq
+    LIMIT 1
+)
+
+-- name: take
+-- queued -> running, in the transaction of the choice. Index: primary key.
+UPDATE durableq_jobs SET
+    state = 'running', attempt = attempt + 1, lease_no = lease_no + 1, worker_id = :worker_id, started_at = :now
+WHERE seq IN (SELECT value FROM json_each(:seqs)) AND state = 'queued';
+
+-- name: insert_attempts
+-- History of the tries that failed, fenced like the settle that follows. Index: primary key.
+INSERT INTO durableq_attempts (
+    seq, lease_no, attempt, worker_id, started_at, finished_at, error_type, error_message, traceback
+)
+SELECT job.seq, job.lease_no, job.attempt, job.worker_id, job.started_at, :now,
+    json_extract(value, '$[2]'), json_extract(value, '$[3]'), json_extract(value, '$[4]')
+FROM json_each(:attempts)
+JOIN durableq_jobs AS job
+    ON job.seq = json_extract(value, '$[0]') AND job.lease_no = json_extract(value, '$[1]')
+    AND job.state = 'running'
+WHERE true
+ON CONFLICT DO NOTHING;
+
+-- name: settle
+-- running -> succeeded | queued | scheduled | dead, for leases that still hold. Index: primary key.
+UPDATE durableq_jobs SET
+    state = outcome.state,
+    attempt = attempt - outcome.handed_back,
+    crashes = crashes + outcome.crashed,
+    worker_id = NULL,
+    run_at = coalesce(outcome.run_at, durableq_jobs.run_at),
+    finished_at = outcome.finished_at,
+    result = outcome.result,
+    error_type = CASE WHEN outcome.handed_back THEN durableq_jobs.error_type ELSE outcome.error_type END,
+    error_message = CASE WHEN outcome.handed_back THEN durableq_jobs.error_message ELSE outcome.error_message END
+FROM (
+    SELECT
+        json_extract(value, '$[0]') AS seq, json_extract(value, '$[1]') AS lease_no,
+        json_extract(value, '$[2]') AS state, json_extract(value, '$[3]') AS handed_back,
+        json_extract(value, '$[4]') AS crashed, json_extract(value, '$[5]') AS run_at,
+        json_extract(value, '$[6]') AS finished_at, json_extract(value, '$[7]') AS result,
+        json_extract(value, '$[8]') AS error_type, json_extract(value, '$[9]') AS error_message
+    FROM json_each(:outcomes)
+) AS outcome
+WHERE durableq_jobs.seq = outcome.seq
+    AND durableq_jobs.lease_no = outcome.lease_no
+    AND durableq_jobs.state = 'running';
+
+-- name: lost_leases
+-- Those of the given leases that no longer hold. Index: primary key.
+SELECT json_group_array(json_extract(value, '$[0]'))
+FROM json_each(:outcomes)
+WHERE NOT EXISTS (
+    SELECT 1 FROM durableq_jobs
+    WHERE seq = json_extract(value, '$[0]') AND lease_no = json_extract(value, '$[1]') AND state = 'running'
+);
+
+-- name: register_worker
+INSERT INTO durableq_workers (pid, boot_id, expires_at, started_at) VALUES (:pid, :boot_id, :expires_at, :now);
+
+-- name: renew_worker
+UPDATE durableq_workers SET expires_at = :expires_at WHERE id = :worker_id;
+
+-- name: delete_worker
+DELETE FROM durableq_workers WHERE id = :worker_id;
+
+-- name: list_workers
+SELECT id, pid, boot_id, expires_at FROM durableq_workers;
+
+-- name: leases_of_worker
+-- Everything a worker holds. Index: running.
+SELECT seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at
+FROM durableq_jobs WHERE state = 'running' AND worker_id = :worker_id ORDER BY seq;
+
+-- name: restart_job
+-- dead | cancelled -> queued, as new, with its history kept.
+UPDATE durableq_jobs SET
+    state = 'queued', attempt = 0, crashes = 0, run_at = :now, finished_at = NULL, result = NULL,
+    args = coalesce(:args, args), checksum = coalesce(:checksum, checksum)
+WHERE id = :id;
+
+-- name: run_now
+-- scheduled -> queued, ahead of its time.
+UPDATE durableq_jobs SET state = 'queued', run_at = :now WHERE id = :id;
+
+-- name: cancel_job
+-- blocked | scheduled | queued -> cancelled.
+UPDATE durableq_jobs SET state = 'cancelled', finished_at = :now WHERE id = :id;
+
+-- name: delete_job
+DELETE FROM durableq_jobs WHERE id = :id;
+
+-- name: delete_attempts
+DELETE FROM durableq_attempts WHERE seq = (SELECT seq FROM durableq_jobs WHERE id = :id);
+
+-- name: state_of_job
+SELECT state FROM durableq_jobs WHERE id = :id;
+
+-- name: prunable
+-- Finished long enough ago. Index: finished.
+SELECT json_group_array(seq) FROM (
+    SELECT seq FROM durableq_jobs
+    WHERE finished_at IS NOT NULL AND state = :state AND finished_at < :before LIMIT :limit
+);
+
+-- name: prune_attempts
+DELETE FROM durableq_attempts WHERE seq IN (SELECT value FROM json_each(:seqs));
+
+-- name: prune_jobs
+DELETE FROM durableq_jobs WHERE seq IN (SELECT value FROM json_each(:seqs)) AND finished_at IS NOT NULL;
+
+-- name: insert_audit
+INSERT INTO durableq_audit (at, who, action, job_id, detail) VALUES (:now, :who, :action, :id, :detail);
+
+-- name: job_columns
+-- The columns of models.Job, in the order of rows.job_from_row.
+SELECT id, task, queue, priority, state, args, max_attempts, created_at, run_at, attempt, crashes, started_at,
+    finished_at, result, error_type, error_message, seq
+FROM durableq_jobs
+
+-- name: attempts_of_job
+SELECT lease_no, attempt, worker_id, started_at, finished_at, error_type, error_message, traceback
+FROM durableq_attempts WHERE seq = (SELECT seq FROM durableq_jobs WHERE id = :id) ORDER BY lease_no;
+
+-- name: audit_of_job
+SELECT at, who, action, job_id, detail FROM durableq_audit WHERE job_id = :id ORDER BY seq;
+
+-- name: count_live
+-- Index: claim, suspect, due, running; none of them holds a finished row.
+SELECT 'queued', (SELECT count(*) FROM durableq_jobs WHERE state = 'queued' AND crashes = 0)
+    + (SELECT count(*) FROM durableq_jobs WHERE state = 'queued' AND crashes > 0)
+UNION ALL SELECT 'scheduled', (SELECT count(*) FROM durableq_jobs WHERE state = 'scheduled')
+UNION ALL SELECT 'running', (SELECT count(*) FROM durableq_jobs WHERE state = 'running');
+
+-- name: count_finished
+-- Index: finished.
+SELECT state, count(*) FROM durableq_jobs WHERE finished_at IS NOT NULL GROUP BY state;
+
+-- name: runnable
+-- Whether anything queued, running or due is left among these tasks. Index: claim, suspect, running, due.
+SELECT EXISTS (
+    SELECT 1 FROM durableq_jobs WHERE state = 'queued' AND crashes = 0
+        AND queue IN (SELECT value FROM json_each(:queues)) AND task IN (SELECT value FROM json_each(:tasks))
+) OR EXISTS (
+    SELECT 1 FROM durableq_jobs WHERE state = 'queued' AND crashes > 0
+        AND queue IN (SELECT value FROM json_each(:queues)) AND task IN (SELECT value FROM json_each(:tasks))
+) OR EXISTS (
+    SELECT 1 FROM durableq_jobs WHERE state = 'running'
+) OR EXISTS (
+    SELECT 1 FROM durableq_jobs WHERE state = 'scheduled' AND run_at <= :now
+        AND queue IN (SELECT value FROM json_each(:queues)) AND task IN (SELECT value FROM json_each(:tasks))
+);
+
+-- name: live_tasks
+-- Names with jobs that wait to be claimed. Index: claim, suspect.
+SELECT name FROM durableq_tasks AS known WHERE EXISTS (
+    SELECT 1 FROM durableq_jobs WHERE state = 'queued' AND crashes = 0 AND task = known.name
+        AND queue IN (SELECT name FROM durableq_queues)
+) OR EXISTS (
+    SELECT 1 FROM durableq_jobs WHERE state = 'queued' AND crashes > 0 AND task = known.name
+);

@@ -1,0 +1,56 @@
+"""Reads, on connections of their own: aiosqlite, read-only, never in the writer's way.
+
+Each read is one call, so that no read transaction spans an await. A connection whose read was cancelled is closed:
+its thread may still hold a cursor, and with it an old snapshot that would keep the log from being taken in.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+import aiosqlite
+
+from durableq.storage.sqlite.connection import Location, translated
+
+_CONNECTIONS: Final = 2
+_BUSY_SECONDS: Final = 5.0
+
+
+class Reader:
+    """A few read-only connections, opened when first needed, bound to the loop they are used on."""
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self._idle: list[aiosqlite.Connection] = []
+        self._slots = asyncio.Semaphore(_CONNECTIONS)
+
+    async def fetch(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
+        """Return all rows of one statement. Raises `StorageError`."""
+        async with self._slots:
+            try:
+                connection = self._idle.pop() if self._idle else await self._connect()
+            except sqlite3.Error as error:
+                raise translated(error, self._location) from error
+            try:
+                rows = await connection.execute_fetchall(sql, dict(values or {}))
+            except BaseException as error:
+                connection.stop()  # closes without awaiting: we may be in the middle of being cancelled
+                if isinstance(error, sqlite3.Error):
+                    raise translated(error, self._location) from error
+                raise
+            self._idle.append(connection)
+            return list(rows)
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+    async def _connect(self) -> aiosqlite.Connection:
+        uri = f"file:{quote(str(self._location.path))}?mode=ro"
+        connection = aiosqlite.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+        connection._thread.daemon = True  # an unclosed reader must never hold the process
+        await connection
+        await connection.execute_fetchall("PRAGMA query_only=ON")
+        return connection

@@ -1,0 +1,53 @@
+"""One writer per process and file, however many queues use the file."""
+
+import os
+import threading
+from typing import Final
+
+from durableq.clock import Clock
+from durableq.errors import ConfigurationError
+from durableq.storage.sqlite import host
+from durableq.storage.sqlite.connection import Location
+from durableq.storage.sqlite.writer import Writer
+
+_guard: Final = threading.Lock()
+_writers: Final[dict[tuple[int, str], tuple[Writer, int]]] = {}
+"""Writer and number of users, by (fork count, real path): a forked child must not inherit a writer."""
+
+
+def acquire_writer(location: Location, clock: Clock) -> Writer:
+    """Return the writer of a file, starting it if need be. Wait for its ``opened`` before using it.
+
+    Raises `StorageUnusable` for a path that cannot be a database, `ConfigurationError` when the file is already
+    open here with another durability.
+    """
+    key = _key(location)
+    with _guard:
+        writer, users = _writers.get(key, (None, 0))
+        if writer is None or (writer.opened.done() and writer.opened.exception() is not None):
+            writer, users = Writer(location, clock), 0
+        elif writer.location.durability != location.durability:
+            raise ConfigurationError(
+                f"{location.path} is already open in this process with durability={writer.location.durability!r}; "
+                f"expected the same, got {location.durability!r}"
+            )
+        _writers[key] = (writer, users + 1)
+        return writer
+
+
+def release_writer(writer: Writer) -> None:
+    """Give a writer back; the last user's release closes it. Its ``closed`` tells when that is done."""
+    key = _key(writer.location)
+    with _guard:
+        known, users = _writers.get(key, (None, 0))
+        if known is not writer:
+            return
+        if users > 1:
+            _writers[key] = (writer, users - 1)
+        else:
+            del _writers[key]
+            writer.close()
+
+
+def _key(location: Location) -> tuple[int, str]:
+    return host.forks(), os.path.realpath(location.path)

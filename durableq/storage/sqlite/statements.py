@@ -1,0 +1,36 @@
+"""The SQL of ``queries.sql``, loaded once, by name."""
+
+from functools import cache
+from importlib import resources
+from typing import Final
+
+_MARK: Final = "-- name: "
+_LEASE_COLUMNS: Final = "seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at"
+
+
+def _load() -> dict[str, str]:
+    text = resources.files(__package__).joinpath("queries.sql").read_text(encoding="utf-8")
+    blocks: dict[str, str] = {}
+    for block in text.split(_MARK)[1:]:
+        name, _, body = block.partition("\n")
+        lines = [line for line in body.splitlines() if not line.startswith("--")]
+        blocks[name.strip()] = "\n".join(lines).strip()
+    return blocks
+
+
+SQL: Final = _load()
+
+
+@cache
+def choose_statement(lanes: int, with_suspect: bool) -> str:
+    """Return the SELECT that chooses what to claim.
+
+    It gives one row of two texts: the chosen ``seq`` as a JSON array, and the chosen leases as a JSON array of
+    arrays in the order of `durableq.models.Lease`. One row, because each row fetched hands over the interpreter
+    lock.
+    """
+    parts = [SQL["choose_lane"].replace("LANE", str(lane)) for lane in range(lanes)]
+    if with_suspect:
+        parts.append(SQL["choose_suspect"])
+    union = "\nUNION ALL\n".join(parts)
+    return f"SELECT json_group_array(seq), json_group_array(json_array({_LEASE_COLUMNS})) FROM (\n{union}\n)"

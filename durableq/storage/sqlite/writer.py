@@ -1,0 +1,337 @@
+"""The one thread per process and file that writes.
+
+Everything that waits (adds of many requests, settles, claims, heartbeats) goes into one transaction and shares
+one fsync; while a commit syncs, the next group gathers. A transaction is one callable run whole on this thread:
+no cancellation can leave it half open. An operation is answered once its fate is known: stored, not stored, or,
+when COMMIT itself failed twice, unknown.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import sqlite3
+import threading
+import time
+from typing import Any, Final
+
+from durableq.clock import Clock
+from durableq.errors import DurableQError, NotStored, OutcomeUnknown, QueueNotRunning, StorageBusy, StorageUnusable
+from durableq.storage.protocol import WakeUp
+from durableq.storage.sqlite import host, schema
+from durableq.storage.sqlite.checkpoint import Checkpointer
+from durableq.storage.sqlite.connection import (
+    BUSY_RETRY_SECONDS,
+    WRITE_LOCK_BYTE,
+    FileGuard,
+    Location,
+    begin,
+    connect,
+    is_busy,
+    is_fatal,
+    opening,
+    prepare_file,
+    translated,
+)
+from durableq.storage.sqlite.group import Effects, GroupRunner, Insert, Irregular, Operation, without_claims
+from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, Inbox
+from durableq.storage.sqlite.lookout import Lookout
+from durableq.storage.sqlite.replies import LoopCalls
+
+logger = logging.getLogger("durableq.storage")
+
+GAP_SECONDS: Final = 0.00025
+"""Pause between groups while another process shares the file; it asks for the lock every half millisecond."""
+
+
+CLOSING_SECONDS: Final = 0.25
+
+
+class Writer:
+    """Owns the writing connection of a file. Shared by all that use the file in this process: see `sharing`."""
+
+    def __init__(self, location: Location, clock: Clock) -> None:
+        prepare_file(location)
+        self.location = location
+        self.locks = host.open_lock_file(location.directory / "locks")
+        self.opened: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """Done when the file is open and its schema current, or with what was wrong with it."""
+        self.closed: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._clock = clock
+        self._forks = host.forks()
+        self._inbox = Inbox()
+        self._calls = LoopCalls()
+        self._ringer = host.Ringer(location.directory)
+        self._runner = GroupRunner(clock.wall)
+        self.lookout = Lookout(clock, self._runner, self._ringer, self._calls)
+        self._closing = False
+        self._broken: DurableQError | None = None
+        self._connection: sqlite3.Connection
+        self._guard: FileGuard
+        self._checkpointer: Checkpointer
+        self._thread = threading.Thread(target=self._main, name="durableq-writer", daemon=True)
+        self._thread.start()
+
+    # -- for any thread ------------------------------------------------------------------------------------
+
+    def submit(self, operation: Operation) -> None:
+        """Hand over an operation; its reply is answered exactly once.
+
+        Raises, at once and with nothing done, `StorageBusy` when too much is waiting, `QueueNotRunning` after a
+        fork or close, or what made the file unusable.
+        """
+        if self._broken is not None:
+            raise self._broken
+        if self._closing:
+            raise QueueNotRunning(f"the queue on {self.location.path} has been stopped")
+        if self._forks != host.forks():
+            raise QueueNotRunning(
+                f"the queue on {self.location.path} was opened before this process was forked; start it again here"
+            )
+        self._inbox.put(operation)
+
+    def listen(self, token: object, loop: asyncio.AbstractEventLoop, wake_up: WakeUp) -> None:
+        """Call ``wake_up`` on ``loop`` whenever a commit may have left work, until `unlisten`."""
+        self.lookout.listen(token, loop, wake_up)
+        self._inbox.poke()
+
+    def unlisten(self, token: object) -> None:
+        self.lookout.unlisten(token)
+
+    @property
+    def known_names(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Queue and task names, as of the latest look."""
+        return frozenset(self._runner.known_queues), frozenset(self._runner.known_tasks)
+
+    @property
+    def trouble(self) -> DurableQError | None:
+        """What made the file unusable, or None."""
+        return self._broken
+
+    @property
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        """Write what still waits, then close the connection; `closed` tells when. Returns at once.
+
+        When another holds the write lock, what waits is given up ("not stored") after a quarter of a second.
+        """
+        self._inbox.hurry(CLOSING_SECONDS)
+        self._closing = True
+        self._inbox.poke()
+
+    # -- the thread ----------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._open()
+        except BaseException as error:
+            host.close_lock_file(self.locks)
+            self._ringer.close()
+            self.opened.set_exception(error)
+            self.closed.set_result(None)
+            return
+        self.opened.set_result(None)
+        try:
+            self._serve()
+        except BaseException as error:
+            self._broken = StorageUnusable(f"the writer of {self.location.path} stopped on a defect: {error!r}")
+            logger.critical("%s", self._broken, exc_info=error)
+            self._refuse_what_waits()
+        finally:
+            self._close()
+
+    def _open(self) -> None:
+        with opening(self.locks):
+            self._connection = connect(self.location)
+            try:
+                schema.migrate(self._connection, self._clock.wall())
+                self._checkpointer = Checkpointer(self._connection, self.location)
+                self.lookout.learn(self._connection)
+                self._guard = FileGuard(self.location)
+            except sqlite3.Error as error:
+                self._connection.close()
+                raise translated(error, self.location) from error
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _serve(self) -> None:
+        while True:
+            self._inbox.gather(0.0 if self._closing else self.lookout.sleep_seconds())
+            self._refuse(self._inbox.expired())
+            group = self._inbox.next_group()
+            if group:
+                self._write(group)
+                self._calls.flush()
+                self._checkpointer.maybe(self._guard.wal_bytes)
+                if self.lookout.others:
+                    time.sleep(GAP_SECONDS)
+            elif self._closing and self._inbox.is_empty():
+                return
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            self._checkpointer.note(self.lookout.look(self._connection))
+        except sqlite3.Error as error:
+            if not is_busy(error):
+                logger.warning("looking for work in %s failed: %s", self.location.path, error)
+                time.sleep(BUSY_RETRY_SECONDS)
+        self._calls.flush()
+
+    def _close(self) -> None:
+        with contextlib.suppress(sqlite3.Error, StorageBusy), opening(self.locks):
+            self._checkpointer.close()
+            self._connection.close()
+        self._ringer.close()
+        host.close_lock_file(self.locks)
+        self.closed.set_result(None)
+
+    # -- one transaction -----------------------------------------------------------------------------------
+
+    def _write(self, group: list[Operation]) -> None:
+        """Begin, run, commit, answer. Every operation of the group is answered, on every path."""
+        try:
+            self._begin(group)
+            if group:
+                answers, effects = self._run_and_commit(group)
+                self._guard.check()
+                self._answer(group, answers)
+                self.lookout.announce(effects)
+                self._checkpointer.note(effects.changed_rows)
+        except Exception as error:
+            self._roll_back()
+            self._break_if_hopeless(error)
+            self._answer(group, [self._fate(one, error) for one in group])
+
+    def _begin(self, group: list[Operation]) -> None:
+        """Get the write lock, taking out of the group what has waited too long. BUSY: nothing has happened."""
+        while group:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if not is_busy(error):
+                    raise
+            time.sleep(BUSY_RETRY_SECONDS)
+            now = time.monotonic()
+            late = [one for one in group if self._inbox.is_late(one, now)]
+            group[:] = [one for one in group if one not in late]
+            self._inbox.gather(0.0)
+            self._refuse(late + self._inbox.expired())
+
+    def _run_and_commit(self, group: list[Operation]) -> tuple[list[Any], Effects]:
+        answers, effects = self._run(group)
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            logger.warning("COMMIT to %s failed (%s); trying once more", self.location.path, error)
+            return self._replay(group, error)
+        return answers, effects
+
+    def _run(self, group: list[Operation]) -> tuple[list[Any], Effects]:
+        """Run the group batched; if that fails with the transaction intact, once more with care."""
+        effects = Effects()
+        before = self._connection.total_changes
+        try:
+            answers = self._runner.run(self._connection, group, effects)
+        except (sqlite3.Error, Irregular):
+            if not self._connection.in_transaction:
+                raise  # SQLite undid everything: disk full, I/O error. Going on would commit pieces
+            self._connection.execute("ROLLBACK")
+            begin(self._connection)
+            effects = Effects()
+            answers = self._runner.run_carefully(self._connection, group, effects)
+        effects.changed_rows = self._connection.total_changes - before
+        return answers, effects
+
+    def _replay(self, group: list[Operation], first: sqlite3.Error) -> tuple[list[Any], Effects]:
+        """After an error at COMMIT: run the group once in a fresh transaction.
+
+        Inserts are idempotent by id and settles are fenced, so a commit that did happen does no harm. If this one
+        commits, the outcome is known; if not, nobody can say.
+        """
+        try:
+            self._roll_back()
+            begin(self._connection)
+            answers, effects = self._run(without_claims(group))
+            self._connection.execute("COMMIT")
+        except (sqlite3.Error, Irregular) as error:
+            raise OutcomeUnknown(
+                f"COMMIT to {self.location.path} failed ({first}) and so did its repetition ({error}): "
+                "the jobs may or may not be stored"
+            ) from error
+        return answers, effects
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+
+    # -- answers -------------------------------------------------------------------------------------------
+
+    def _answer(self, group: list[Operation], answers: list[Any]) -> None:
+        for operation, answer in zip(group, answers, strict=True):
+            if isinstance(answer, sqlite3.Error):
+                answer = translated(answer, self.location)
+            operation.reply.answer(answer, self._calls)
+        self._inbox.done(group)
+
+    def _fate(self, operation: Operation, error: Exception) -> Exception:
+        """Put a group's failure in the words of one of its operations."""
+        if isinstance(error, OutcomeUnknown):
+            ids = operation.ids if isinstance(operation, Insert) else ()
+            return OutcomeUnknown(f"{error}{': ' + ', '.join(ids) if ids else ''}", job_ids=ids)
+        if isinstance(error, sqlite3.Error):
+            return translated(error, self.location)
+        if isinstance(error, DurableQError):
+            return error
+        logger.error("the writer met a defect; the group was not stored", exc_info=error)
+        return NotStored(f"the writer met a defect ({error!r}); nothing was stored")
+
+    def _refuse(self, late: list[Operation]) -> None:
+        if not late:
+            return
+        busy = StorageBusy(
+            f"{self.location.path} was locked for {BEGIN_WITHIN_SECONDS:.0f} s{self._by_whom()}; "
+            "nothing was stored, try again"
+        )
+        self._answer(late, [busy] * len(late))
+        self._calls.flush()
+
+    def _refuse_what_waits(self) -> None:
+        while not self._inbox.is_empty():
+            self._inbox.gather(0.0)
+            group = self._inbox.next_group()
+            self._answer(group, [self._broken] * len(group))
+        self._calls.flush()
+
+    def _by_whom(self) -> str:
+        holder = host.lock_holder(self.location.shm, WRITE_LOCK_BYTE)
+        if holder is None:
+            return ""
+        if holder == host.own_pid():
+            return " by another connection of this very process (a session that has written and not committed)"
+        return f" by process {holder}"
+
+    def _break_if_hopeless(self, error: Exception) -> None:
+        if isinstance(error, StorageUnusable):
+            self._broken = error
+        elif isinstance(error, sqlite3.Error) and is_fatal(error):
+            self._broken = translated(error, self.location)
+        elif isinstance(error, OutcomeUnknown):
+            self._reopen()
+        if self._broken is not None:
+            logger.critical("%s", self._broken)
+
+    def _reopen(self) -> None:
+        """After an I/O error that nobody can interpret, trust nothing that the old connection remembers."""
+        with contextlib.suppress(sqlite3.Error):
+            self._checkpointer.close()
+            self._connection.close()
+        try:
+            self._open()
+        except DurableQError as error:
+            self._broken = error

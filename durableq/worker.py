@@ -1,0 +1,218 @@
+"""One worker: wires the engine together in one task group, and ends it in good order.
+
+The exchange loop is its heart: settle what finished and claim what there is room for, in one round trip, as long
+as there is either. Shutdown takes ``grace`` plus at most a second, whatever tasks do.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Collection
+from typing import Final
+
+import anyio
+
+from durableq.clock import Clock, to_micros
+from durableq.engine.claimer import Claimer
+from durableq.engine.executor import Executor
+from durableq.engine.heartbeat import Heartbeat
+from durableq.engine.reaper import Pruner, Reaper
+from durableq.engine.runners import LoopRunner, Runner, ThreadRunner
+from durableq.engine.settler import Settler
+from durableq.errors import DurableQError, StorageError
+from durableq.events import Emitter, LeaseLost, StorageTrouble, WorkerEvicted, WorkerStarted, WorkerStopped
+from durableq.models import ClaimRequest, Lease, LeaseKey, Outcome, Released
+from durableq.options import QueueOptions
+from durableq.registry import Registry
+from durableq.storage.protocol import Exchanged, Storage
+
+_LAST_WRITES_SECONDS: Final = 0.3
+"""How long the final settle, and then taking the worker off the list, may each wait for the write lock."""
+_FIRST_BACKOFF_SECONDS: Final = 0.05
+_LONGEST_BACKOFF_SECONDS: Final = 2.0
+
+Settled = list[tuple[Lease, Outcome]]
+
+
+class Worker:
+    """Runs jobs of one storage in this process. Made and run by `DurableQ`, on its event loop."""
+
+    def __init__(
+        self, *, storage: Storage, registry: Registry, emitter: Emitter, clock: Clock, options: QueueOptions
+    ) -> None:
+        self.settled = asyncio.Event()
+        """Set after each exchange that settled something."""
+        self._storage = storage
+        self._emitter = emitter
+        self._options = options
+        self._wake = asyncio.Event()
+        self._new_names = True
+        self._is_claiming = False
+        self._is_evicted = False
+        self._is_stopping = False
+        self._is_ending = False
+        self._worker_id = 0
+        self._runners: dict[str, Runner] = {
+            "loop": LoopRunner(options.concurrency),
+            "thread": ThreadRunner(options.threads),
+        }
+        self._settler = Settler(emitter, self._wake.set)
+        self._executor = Executor(
+            registry=registry,
+            runners=self._runners,
+            emitter=emitter,
+            clock=clock,
+            max_result_bytes=options.max_payload_bytes,
+            finished=self._finished,
+        )
+        self._claimer = Claimer(registry=registry, runners=self._runners, emitter=emitter, queues=options.queues)
+        self._reaper = Reaper(storage, emitter, options.max_crashes)
+        self._pruner = Pruner(storage, emitter, clock, options)
+        self._heartbeat = Heartbeat(
+            clock=clock,
+            emitter=emitter,
+            interval=to_micros(options.heartbeat),
+            lease=to_micros(options.lease),
+            stall_warning=to_micros(options.loop_stall_warning),
+            renew=storage.renew,
+            held=self._held,
+            evicted=self._note_eviction,
+        )
+
+    async def start(self) -> None:
+        """Register, and take back what dead workers left, an earlier run of this app among them."""
+        self._worker_id = await self._storage.register(self._wake_up)
+        await self._reaper.reap()
+        self._heartbeat.start()
+        self._emitter.emit(WorkerStarted(self._worker_id))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set, then end in good order: within ``grace`` and a second."""
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._reaper.run)
+                group.start_soon(self._pruner.run)
+                exchanging = asyncio.Event()
+                group.start_soon(self._exchange_until_the_end, exchanging)
+                await stop.wait()
+                self._is_stopping = True
+                await self._executor.wait_idle(self._options.grace.total_seconds())
+                self._is_ending = True
+                self._wake.set()
+                with anyio.move_on_after(_LAST_WRITES_SECONDS):
+                    await exchanging.wait()
+                group.cancel_scope.cancel()
+            await self._hand_back_and_leave()
+        finally:
+            self._heartbeat.stop()
+            for runner in self._runners.values():
+                runner.stop()
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        return self._claimer.queues
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self._claimer.tasks
+
+    # -- the exchange --------------------------------------------------------------------------------------
+
+    async def _exchange_until_the_end(self, ended: asyncio.Event) -> None:
+        self._wake.set()
+        while not self._is_ending:
+            await self._wake.wait()
+            self._wake.clear()
+            while await self._exchange_once():
+                pass
+        ended.set()
+
+    async def _exchange_once(self) -> bool:
+        """Make one round trip if there is reason for one; return whether there was."""
+        if self._is_evicted:
+            await self._register_anew()
+        if self._new_names:
+            self._new_names = False
+            self._claimer.learn(self._storage.names())
+        batch, claim, news = self._settler.take(), self._claim_request(), self._claimer.news
+        if not batch and claim is None:
+            return False
+        exchanged = await self._exchange(batch, claim)
+        self._settler.written(batch, exchanged.lost)
+        for lease in exchanged.leases:
+            self._executor.start(lease)
+        if claim is not None:
+            self._claimer.note(claim, exchanged.leases, news)
+        if batch:
+            self.settled.set()
+        return True
+
+    def _claim_request(self) -> ClaimRequest | None:
+        if self._is_stopping:
+            return None
+        return self._claimer.request(runs_a_suspect=self._executor.runs_a_suspect)
+
+    async def _exchange(self, batch: Settled, claim: ClaimRequest | None) -> Exchanged:
+        """Try until it works: outcomes stay in memory, so that a full disk does not make work be done again."""
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            self._is_claiming = claim is not None
+            try:
+                return await self._storage.exchange(batch, claim)
+            except StorageError as error:
+                self._emitter.emit(StorageTrouble("settling and claiming jobs", error))
+            finally:
+                self._is_claiming = False
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
+            backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
+
+    def _finished(self, lease: Lease, outcome: Outcome) -> None:
+        if lease.crashes:
+            self._claimer.suspect_finished()
+        self._settler.add(lease, outcome)
+
+    def _wake_up(self, new_names: bool) -> None:
+        self._new_names |= new_names
+        self._claimer.there_may_be_work()
+        self._wake.set()
+
+    # -- the lease -----------------------------------------------------------------------------------------
+
+    def _held(self) -> Collection[LeaseKey] | None:
+        """All leases in memory; called on the heartbeat's thread."""
+        if self._is_claiming:
+            return None
+        return {lease.key for lease in self._executor.leases} | set(self._settler.leases)
+
+    def _note_eviction(self) -> None:
+        self._is_evicted = True
+        self._wake.set()
+
+    async def _register_anew(self) -> None:
+        """We were taken for dead while held up: nothing we hold is ours any more. Start over under a new id."""
+        self._emitter.emit(WorkerEvicted(self._worker_id))
+        for lease in await self._executor.give_up():
+            self._emitter.emit(LeaseLost(lease))
+        self._settler.forget_all()
+        await self._storage.deregister()
+        self._worker_id = await self._storage.register(self._wake_up)
+        self._is_evicted = False
+        self._claimer.there_may_be_work()
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    async def _hand_back_and_leave(self) -> None:
+        """Release what still runs, settle all, leave the list; each within its time, whatever holds it up.
+
+        Whatever does not get through is taken back from us by the next worker: our lock is freed in any case.
+        """
+        released = await self._executor.give_up()
+        for lease in released:
+            self._settler.add(lease, Released())
+        with contextlib.suppress(DurableQError), anyio.move_on_after(_LAST_WRITES_SECONDS):
+            while batch := self._settler.take():
+                exchanged = await self._storage.exchange(batch, None)
+                self._settler.written(batch, exchanged.lost)
+        with contextlib.suppress(DurableQError), anyio.move_on_after(_LAST_WRITES_SECONDS):
+            await self._storage.deregister()
+        self._emitter.emit(WorkerStopped(self._worker_id, len(released)))
