@@ -1,0 +1,51 @@
+# Two commands do everything on a machine with python3 (3.11 or newer), make and git: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+FLOOR := .venv-floor
+PORT ?= 8000
+
+.PHONY: help demo run test test-floor check format bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/ready ## Watch 200 sign-ups survive a kill -9 (takes about a minute)
+	@$(BIN)/python -m examples.demo
+
+run: $(VENV)/ready ## Serve the sign-up example on http://127.0.0.1:$(PORT)
+	@$(BIN)/python -m examples.signup --port $(PORT)
+
+test: $(VENV)/ready test-floor ## Run the tests, on the newest FastAPI and on the oldest supported
+	$(BIN)/python -m pytest
+
+test-floor: $(FLOOR)/ready
+	$(FLOOR)/bin/python -m pytest tests/fastapi -q
+
+check: $(VENV)/ready ## Formatting, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/ready ## Put the code in its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/ready ## Measure ourselves against the raw disk and FastAPI's own tasks
+	@$(BIN)/python -m benchmarks
+
+clean: ## Remove what the targets above made
+	rm -rf $(VENV) $(FLOOR) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable . --group dev
+	@touch $@
+
+$(FLOOR)/ready: pyproject.toml
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(FLOOR)/bin/pip install --quiet --disable-pip-version-check --editable . --group floor
+	@touch $@
