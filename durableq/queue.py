@@ -10,8 +10,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -97,6 +98,8 @@ class _Run:
 
     loop: asyncio.AbstractEventLoop
     storage: Storage
+    thread: int = dataclasses.field(default_factory=threading.get_ident)
+    """The loop's: cheaper to compare than the running loop, on the path of every add."""
     users: int = 1
     worker: Worker | None = None
     stop: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -205,12 +208,13 @@ class DurableQ:
         At most 100,000 jobs or 64 MiB of arguments. Raises as `add_task`.
         """
         jobs = [self.new_job(one.function, one.args, one.kwargs) for one in calls]
-        return self.add_jobs(jobs)
+        return _all_added(jobs, self.add_jobs(jobs))
 
-    def add_jobs(self, jobs: builtins.list[Job[Any]]) -> Awaitable[builtins.list[Job[Any]]]:
-        """Hand over jobs made with `new_job`, all or none; they are durable when the await returns."""
-        _check_bulk(jobs)
-        return _all_added(jobs, self._storage_here().insert(jobs) if jobs else None)
+    def add_jobs(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[None]:
+        """Hand over jobs made with `new_job`, all or none, at once; they are durable when the future is done."""
+        if len(jobs) > 1:
+            _check_bulk(jobs)
+        return self._run_here().storage.insert(jobs)
 
     def new_job(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[Any]:
         """Check and encode a call, and return the job that it would be. No I/O; nothing is stored yet."""
@@ -418,9 +422,10 @@ class DurableQ:
 
     def _run_here(self) -> _Run:
         """Return what runs on this event loop, or say why nothing does."""
-        run, loop = self._run, _loop_here()
-        if run is not None and run.loop is loop:
+        run = self._run
+        if run is not None and run.thread == threading.get_ident():
             return run
+        loop = _loop_here()
         if run is None:
             raise QueueNotRunning(
                 f"{self!r} is not running; start it with FastAPI(lifespan=dq.lifespan), or inside "
@@ -482,8 +487,8 @@ def _id_of(job_or_id: Job[Any] | str) -> str:
     return job_or_id.id if isinstance(job_or_id, Job) else job_or_id
 
 
-def _check_bulk(jobs: list[Job[Any]]) -> None:
-    size = sum(len(job.args_json) for job in jobs) if len(jobs) > 1 else 0
+def _check_bulk(jobs: Sequence[Job[Any]]) -> None:
+    size = sum(len(job.args_json) for job in jobs)
     if len(jobs) > BULK_LIMIT or size > BULK_BYTES:
         raise ConfigurationError(
             f"expected at most {BULK_LIMIT:,} jobs and {BULK_BYTES:,} bytes of arguments in one add, got "
@@ -491,9 +496,8 @@ def _check_bulk(jobs: list[Job[Any]]) -> None:
         )
 
 
-async def _all_added(jobs: list[Job[Any]], future: asyncio.Future[None] | None) -> list[Job[Any]]:
-    if future is not None:
-        await future
+async def _all_added(jobs: list[Job[Any]], future: asyncio.Future[None]) -> list[Job[Any]]:
+    await future
     return jobs
 
 

@@ -5,7 +5,8 @@ without touching its signatures. `admin_router` gives operators the dead letters
 """
 
 from durableq.fastapi import checks as checks  # registers the start-up checks
+from durableq.fastapi.admin import Principal, admin_router
 from durableq.fastapi.background import BackgroundTasks, TaskCollector
 from durableq.fastapi.routing import DurableRoute
 
-__all__ = ["BackgroundTasks", "DurableRoute", "TaskCollector"]
+__all__ = ["BackgroundTasks", "DurableRoute", "Principal", "TaskCollector", "admin_router"]

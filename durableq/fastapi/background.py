@@ -115,10 +115,11 @@ class TaskCollector:
     async def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            await self.commit()
-        else:
+        if error is not None:
             self.drop()
+        elif self._jobs:
+            await self.commit()
+        self._closed = True
 
 
 async def store(dq: DurableQ, jobs: list[Job[Any]]) -> None:
@@ -174,7 +175,7 @@ async def _from_the_bottom(connection: HTTPConnection, wanted: DurableQ | None) 
     if is_new:
         rest = stack.pop_all()
         stack.push_async_exit(collector._exit)
-        await stack.enter_async_context(rest)
+        stack.push_async_exit(rest)
     return collector
 
 

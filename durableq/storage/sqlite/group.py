@@ -11,18 +11,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from durableq.storage.sqlite.replies import Reply
+from durableq.clock import from_datetime
+from durableq.models import Job, JobState
+from durableq.storage.sqlite import rows
+from durableq.storage.sqlite.replies import LoopCalls, Reply
 from durableq.storage.sqlite.statements import SQL, choose_statement
 
 HEAVY: Final = 5_000
 """An insert of more rows than this gets a transaction of its own."""
+ROW_OVERHEAD_BYTES: Final = 300
+"""About what a waiting job takes besides its arguments."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Operation:
     """Something to do inside a transaction of the writer."""
 
-    reply: Reply
     begin_by: float = 0.0
     """Monotonic seconds; removed, not stored, when its transaction has not begun by then."""
     urgent: bool = False
@@ -44,13 +48,25 @@ class _Operation:
         return False
 
 
+class Addition:
+    """Jobs that one caller adds, all or none, and where its answer goes."""
+
+    __slots__ = ("jobs", "reply", "size")
+
+    def __init__(self, jobs: Sequence[Job[Any]], reply: Reply) -> None:
+        self.jobs = jobs
+        self.reply = reply
+        self.size = sum(len(job.args_json) + ROW_OVERHEAD_BYTES for job in jobs)
+
+
 @dataclass(slots=True, kw_only=True)
 class Insert(_Operation):
-    """Store new jobs, all or none."""
+    """Store new jobs: the additions that came together, each all or none."""
 
-    rows: list[str]
-    """Each job as a JSON array in the order of the statement's columns."""
-    ids: tuple[str, ...]
+    additions: list[Addition]
+    rows: str
+    """All their jobs as one JSON array of arrays, in the order of the statement's columns."""
+    count: int
     queues: frozenset[str]
     tasks: frozenset[str]
     schema_of: Callable[[str], str | None]
@@ -58,25 +74,25 @@ class Insert(_Operation):
     first_due: int | None
     """The earliest ``run_at`` among those that are scheduled."""
     has_queued: bool
-    bytes: int
 
     @property
     def weight(self) -> int:
-        return len(self.rows)
+        return self.count
 
     @property
     def size(self) -> int:
-        return self.bytes
+        return sum(addition.size for addition in self.additions)
 
     @property
     def alone(self) -> bool:
-        return len(self.rows) > HEAVY
+        return self.count > HEAVY
 
 
 @dataclass(slots=True, kw_only=True)
 class Exchange(_Operation):
     """A worker's one round trip: settle what finished, and claim what it has room for."""
 
+    reply: Reply
     worker_id: int
     outcomes: str
     """A JSON array of what to settle."""
@@ -107,6 +123,7 @@ class Exchange(_Operation):
 class Transact(_Operation):
     """Anything rarer: a callable that gets the connection inside a savepoint. What it raises is its answer."""
 
+    reply: Reply
     run: Callable[[sqlite3.Connection], Any]
     makes_work: bool = False
     """Whether it may leave jobs that can be claimed."""
@@ -141,6 +158,32 @@ class Effects:
             self.first_due = run_at
 
 
+def answer(operation: Operation, result: Any, calls: LoopCalls) -> None:
+    """Give an operation its result. An insert's result is one for all its additions, or a list of one for each."""
+    if not isinstance(operation, Insert):
+        operation.reply.answer(result, calls)
+        return
+    results = result if isinstance(result, list) else [result] * len(operation.additions)
+    for addition, own in zip(operation.additions, results, strict=True):
+        addition.reply.answer(own, calls)
+
+
+def make_insert(additions: list[Addition], schema_of: Callable[[str], str | None]) -> Insert:
+    """Put what came together into one operation. Runs on the caller's thread: JSON is not the writer's work."""
+    jobs = [job for addition in additions for job in addition.jobs]
+    scheduled = [from_datetime(job.run_at) for job in jobs if job.state is JobState.SCHEDULED]
+    return Insert(
+        additions=additions,
+        rows=rows.insert_rows(jobs),
+        count=len(jobs),
+        queues=frozenset({job.queue for job in jobs}),
+        tasks=frozenset({job.task for job in jobs}),
+        schema_of=schema_of,
+        first_due=min(scheduled, default=None),
+        has_queued=len(scheduled) < len(jobs),
+    )
+
+
 class Irregular(Exception):
     """The batched way met something it does not handle; run the group carefully."""
 
@@ -167,11 +210,18 @@ class GroupRunner:
         ]
 
     def run_carefully(self, connection: sqlite3.Connection, group: Sequence[Operation], effects: Effects) -> list[Any]:
-        """Run each operation in a savepoint; an error is that operation's answer.
+        """Run each operation, and each addition of an insert, in a savepoint; an error is its own answer.
 
         Raises what SQLite raised only when it has rolled the whole transaction back.
         """
-        return [self._in_savepoint(connection, operation, effects) for operation in group]
+        answers: list[Any] = []
+        for operation in group:
+            if isinstance(operation, Insert):
+                parts = [make_insert([addition], operation.schema_of) for addition in operation.additions]
+                answers.append([self._in_savepoint(connection, part, effects) for part in parts])
+            else:
+                answers.append(self._in_savepoint(connection, operation, effects))
+        return answers
 
     def _other(self, connection: sqlite3.Connection, operation: Operation, effects: Effects) -> Any:
         if isinstance(operation, Exchange):
@@ -202,8 +252,10 @@ class GroupRunner:
         return operation.run(connection)
 
     def _insert(self, connection: sqlite3.Connection, inserts: list[Insert], effects: Effects) -> None:
-        rows = [row for operation in inserts for row in operation.rows]
-        connection.execute(SQL["insert_jobs"], {"jobs": f"[{','.join(rows)}]"})
+        jobs = inserts[0].rows
+        if len(inserts) > 1:
+            jobs = f"[{','.join(operation.rows[1:-1] for operation in inserts)}]"
+        connection.execute(SQL["insert_jobs"], {"jobs": jobs})
         for operation in inserts:
             if not operation.queues <= self.known_queues or not operation.tasks <= self.known_tasks:
                 self._learn_names(connection, operation, effects)

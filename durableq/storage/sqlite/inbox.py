@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from durableq.errors import StorageBusy
@@ -23,26 +24,27 @@ class Inbox:
     """Any thread puts operations in; the writer thread takes groups out."""
 
     def __init__(self) -> None:
-        self._arrivals: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[Sequence[Operation]] = queue.SimpleQueue()
         self._waiting: deque[Operation] = deque()
         self._latest = math.inf
         self._bytes = 0
         self._bytes_guard = threading.Lock()
 
-    def put(self, operation: Operation) -> None:
-        """Add an operation. Raises `StorageBusy`, with nothing done, when too much is waiting."""
+    def admit(self, size: int) -> None:
+        """Count bytes in before they are `put`. Raises `StorageBusy`, with nothing done, when too much waits."""
         with self._bytes_guard:
-            if self._bytes + operation.size > WAITING_BYTES:
+            if self._bytes + size > WAITING_BYTES:
                 raise StorageBusy(
                     f"{self._bytes:,} bytes of jobs already wait to be written; nothing was stored, try again later"
                 )
-            self._bytes += operation.size
-        operation.begin_by = time.monotonic() + BEGIN_WITHIN_SECONDS
-        self._arrivals.put(operation)
+            self._bytes += size
 
-    def poke(self) -> None:
-        """Wake the writer thread, with nothing to write."""
-        self._arrivals.put(None)
+    def put(self, operations: Sequence[Operation]) -> None:
+        """Hand over operations that were admitted. None at all: just wake the writer thread."""
+        begin_by = time.monotonic() + BEGIN_WITHIN_SECONDS
+        for operation in operations:
+            operation.begin_by = begin_by
+        self._arrivals.put(operations)
 
     def gather(self, timeout: float | None) -> None:
         """Take in what has arrived; when nothing waits, sleep up to ``timeout`` seconds until something does."""
@@ -91,13 +93,12 @@ class Inbox:
         with self._bytes_guard:
             self._bytes -= sum(operation.size for operation in group)
 
-    def _take_in(self, operation: Operation | None) -> None:
-        if operation is None:
-            return
-        if operation.urgent:
-            self._waiting.appendleft(operation)
-        else:
-            self._waiting.append(operation)
+    def _take_in(self, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            if operation.urgent:
+                self._waiting.appendleft(operation)
+            else:
+                self._waiting.append(operation)
 
     def _heavy_or_what_it_must_not_delay(self) -> list[Operation]:
         """Heartbeats and settles that wait behind a heavy insert go first; else it goes alone."""

@@ -24,9 +24,14 @@ from durableq.models import (
 )
 
 
-def insert_row(job: Job[Any]) -> str:
-    """Return a new job as the JSON array that ``insert_jobs`` reads."""
-    row = (
+def insert_rows(jobs: Sequence[Job[Any]]) -> str:
+    """Return new jobs as what ``insert_jobs`` reads: a JSON array of arrays."""
+    return to_json([_insert_row(job) for job in jobs]).decode()
+
+
+def _insert_row(job: Job[Any]) -> tuple[Any, ...]:
+    created_at = from_datetime(job.created_at)
+    return (
         job.id,
         job.task,
         job.queue,
@@ -35,10 +40,9 @@ def insert_row(job: Job[Any]) -> str:
         job.args_json,
         checksum(job.args_json),
         job.max_attempts,
-        from_datetime(job.created_at),
-        from_datetime(job.run_at),
+        created_at,
+        created_at if job.run_at is job.created_at else from_datetime(job.run_at),
     )
-    return to_json(row).decode()
 
 
 def is_ready_again(outcome: Outcome, now: int) -> bool:

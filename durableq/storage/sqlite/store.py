@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from durableq.clock import Clock, from_datetime, to_micros
 from durableq.errors import DurableQError, QueueNotRunning
@@ -30,7 +30,7 @@ from durableq.options import QueueOptions
 from durableq.storage.protocol import Decide, Exchanged, WakeUp
 from durableq.storage.sqlite import host, rows, transitions
 from durableq.storage.sqlite.connection import Location
-from durableq.storage.sqlite.group import Exchange, Insert, Transact
+from durableq.storage.sqlite.group import HEAVY, Addition, Exchange, Operation, Transact, make_insert
 from durableq.storage.sqlite.liveness import Liveness
 from durableq.storage.sqlite.reader import Reader
 from durableq.storage.sqlite.replies import FutureReply, Reply, ThreadReply
@@ -39,6 +39,9 @@ from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.writer import Writer
 
 T = TypeVar("T")
+
+TOGETHER: Final = 8
+"""So many additions of one turn of the loop go across at once; the rest of the turn overlaps with their commit."""
 
 
 class SqliteStorage:
@@ -54,6 +57,8 @@ class SqliteStorage:
         self._reader: Reader
         self._liveness: Liveness
         self._doorbell: host.Doorbell | None = None
+        self._additions: list[Addition] = []
+        self._outgoing: list[Operation] = []
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -71,6 +76,7 @@ class SqliteStorage:
         self._opened = writer
 
     async def close(self) -> None:
+        self._hand_over()
         writer, self._opened = self._opened, None
         if writer is None:
             return
@@ -121,7 +127,11 @@ class SqliteStorage:
 
     def insert(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[None]:
         reply = FutureReply(self._loop)
-        self._writer.submit(self._insert(jobs, reply))
+        addition = Addition(jobs, reply)
+        self._admit(addition.size)
+        self._additions.append(addition)
+        if len(self._additions) >= TOGETHER:
+            self._hand_over()
         return reply.future
 
     def insert_and_wait(self, jobs: Sequence[Job[Any]]) -> None:
@@ -140,29 +150,14 @@ class SqliteStorage:
 
     def _insert_through(self, writer: Writer, jobs: Sequence[Job[Any]]) -> None:
         reply = ThreadReply()
-        writer.submit(self._insert(jobs, reply))
+        writer.submit(make_insert([Addition(jobs, reply)], self._schema_of))
         reply.wait()
-
-    def _insert(self, jobs: Sequence[Job[Any]], reply: Reply) -> Insert:
-        encoded = [rows.insert_row(job) for job in jobs]
-        scheduled = [from_datetime(job.run_at) for job in jobs if job.state is JobState.SCHEDULED]
-        return Insert(
-            reply=reply,
-            rows=encoded,
-            ids=tuple(job.id for job in jobs),
-            queues=frozenset(job.queue for job in jobs),
-            tasks=frozenset(job.task for job in jobs),
-            schema_of=self._schema_of,
-            first_due=min(scheduled, default=None),
-            has_queued=len(scheduled) < len(jobs),
-            bytes=sum(map(len, encoded)),
-        )
 
     # -- running -------------------------------------------------------------------------------------------
 
     async def exchange(self, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None) -> Exchanged:
         reply = FutureReply(self._loop)
-        self._writer.submit(self._exchange(settled, claim, reply))
+        self._submit(self._exchange(settled, claim, reply))
         lost, leases = await reply.future
         return Exchanged(frozenset(lost), rows.leases_from_json(leases))
 
@@ -260,9 +255,35 @@ class SqliteStorage:
         self, run: Callable[[sqlite3.Connection], T], *, makes_work: bool = False, solitary: bool = False
     ) -> T:
         reply = FutureReply(self._loop)
-        self._writer.submit(Transact(reply=reply, run=run, makes_work=makes_work, solitary=solitary))
+        self._submit(Transact(reply=reply, run=run, makes_work=makes_work, solitary=solitary))
         answer: T = await reply.future
         return answer
+
+    def _submit(self, operation: Operation) -> None:
+        self._admit(operation.size)
+        self._outgoing.append(operation)
+
+    def _admit(self, size: int) -> None:
+        """Prepare to hand over: what one turn of the loop brings goes across together and shares a transaction.
+
+        Waking the writer for each operation would make it contend with the loop for the interpreter lock, a dozen
+        times per transaction.
+        """
+        self._writer.admit(size)
+        if not self._outgoing and not self._additions:
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        additions, self._additions = self._additions, []
+        outgoing, self._outgoing = self._outgoing, []
+        light = [addition for addition in additions if len(addition.jobs) <= HEAVY]
+        if light:
+            outgoing.append(make_insert(light, self._schema_of))
+        if len(light) < len(additions):
+            heavy = [addition for addition in additions if len(addition.jobs) > HEAVY]
+            outgoing.extend(make_insert([addition], self._schema_of) for addition in heavy)
+        if outgoing and self._opened is not None:
+            self._opened.hand_over(outgoing)
 
     def _hang_doorbell(self, worker_id: int, wake_up: WakeUp) -> None:
         with contextlib.suppress(OSError, NotImplementedError):  # without it, work of others is seen in 0.25 s

@@ -33,7 +33,16 @@ from durableq.storage.sqlite.connection import (
     prepare_file,
     translated,
 )
-from durableq.storage.sqlite.group import Effects, GroupRunner, Insert, Irregular, Operation, without_claims
+from durableq.storage.sqlite.group import (
+    Addition,
+    Effects,
+    GroupRunner,
+    Insert,
+    Irregular,
+    Operation,
+    answer,
+    without_claims,
+)
 from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, Inbox
 from durableq.storage.sqlite.lookout import Lookout
 from durableq.storage.sqlite.replies import LoopCalls
@@ -75,7 +84,12 @@ class Writer:
     # -- for any thread ------------------------------------------------------------------------------------
 
     def submit(self, operation: Operation) -> None:
-        """Hand over an operation; its reply is answered exactly once.
+        """Hand over one operation from a thread; its reply is answered exactly once. Raises as `admit`."""
+        self.admit(operation.size)
+        self._inbox.put((operation,))
+
+    def admit(self, size: int) -> None:
+        """Accept an operation of so many bytes, that `hand_over` will bring.
 
         Raises, at once and with nothing done, `StorageBusy` when too much is waiting, `QueueNotRunning` after a
         fork or close, or what made the file unusable.
@@ -88,12 +102,16 @@ class Writer:
             raise QueueNotRunning(
                 f"the queue on {self.location.path} was opened before this process was forked; start it again here"
             )
-        self._inbox.put(operation)
+        self._inbox.admit(size)
+
+    def hand_over(self, operations: list[Operation]) -> None:
+        """Bring admitted operations; each reply is answered exactly once."""
+        self._inbox.put(operations)
 
     def listen(self, token: object, loop: asyncio.AbstractEventLoop, wake_up: WakeUp) -> None:
         """Call ``wake_up`` on ``loop`` whenever a commit may have left work, until `unlisten`."""
         self.lookout.listen(token, loop, wake_up)
-        self._inbox.poke()
+        self._inbox.put(())
 
     def unlisten(self, token: object) -> None:
         self.lookout.unlisten(token)
@@ -119,7 +137,7 @@ class Writer:
         """
         self._inbox.hurry(CLOSING_SECONDS)
         self._closing = True
-        self._inbox.poke()
+        self._inbox.put(())
 
     # -- the thread ----------------------------------------------------------------------------------------
 
@@ -273,20 +291,22 @@ class Writer:
     # -- answers -------------------------------------------------------------------------------------------
 
     def _answer(self, group: list[Operation], answers: list[Any]) -> None:
-        for operation, answer in zip(group, answers, strict=True):
-            if isinstance(answer, sqlite3.Error):
-                answer = translated(answer, self.location)
-            operation.reply.answer(answer, self._calls)
+        for operation, result in zip(group, answers, strict=True):
+            answer(operation, self._plain(result), self._calls)
         self._inbox.done(group)
 
-    def _fate(self, operation: Operation, error: Exception) -> Exception:
+    def _plain(self, result: Any) -> Any:
+        """Put SQLite's errors among the results in durableq's words."""
+        if isinstance(result, sqlite3.Error):
+            return translated(result, self.location)
+        return [self._plain(one) for one in result] if isinstance(result, list) else result
+
+    def _fate(self, operation: Operation, error: Exception) -> Any:
         """Put a group's failure in the words of one of its operations."""
         if isinstance(error, OutcomeUnknown):
-            ids = operation.ids if isinstance(operation, Insert) else ()
-            return OutcomeUnknown(f"{error}{': ' + ', '.join(ids) if ids else ''}", job_ids=ids)
-        if isinstance(error, sqlite3.Error):
-            return translated(error, self.location)
-        if isinstance(error, DurableQError):
+            additions = operation.additions if isinstance(operation, Insert) else ()
+            return [_unknown(error, addition) for addition in additions] or error
+        if isinstance(error, sqlite3.Error | DurableQError):
             return error
         logger.error("the writer met a defect; the group was not stored", exc_info=error)
         return NotStored(f"the writer met a defect ({error!r}); nothing was stored")
@@ -335,3 +355,8 @@ class Writer:
             self._open()
         except DurableQError as error:
             self._broken = error
+
+
+def _unknown(error: OutcomeUnknown, addition: Addition) -> OutcomeUnknown:
+    ids = tuple(job.id for job in addition.jobs)
+    return OutcomeUnknown(f"{error}: {', '.join(ids)}", job_ids=ids)

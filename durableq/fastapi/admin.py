@@ -1,0 +1,382 @@
+"""``admin_router``: the dead letters, and every other job, over HTTP for operators and their scripts.
+
+No authentication, no routes. Every write is audited under the name of who asked, in the same transaction; what a
+person may do follows from their role. Answers are never cached, and browsers cannot be made to write from another
+site. The arguments of jobs are shown one job at a time only.
+"""
+
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, get_args
+
+from fastapi import APIRouter, Body, Depends, HTTPException, Path, Query, Request
+from fastapi.params import Depends as DependsMarker
+from fastapi.routing import APIRoute
+from fastapi.security.base import SecurityBase
+from pydantic import AwareDatetime
+from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from durableq.errors import (
+    ConfigurationError,
+    DurableQError,
+    InvalidArguments,
+    InvalidTask,
+    JobConflict,
+    JobNotFound,
+    OutcomeUnknown,
+    QueueNotRunning,
+    StorageError,
+)
+from durableq.fastapi.admin_models import (
+    EditedArguments,
+    JobCounts,
+    JobDetail,
+    JobList,
+    JobSummary,
+    Name,
+    ProblemAnswer,
+    Retried,
+    RetryMatching,
+    StateProblemAnswer,
+)
+from durableq.fastapi.background import RETRY_AFTER_SECONDS
+from durableq.models import JobFilter, JobState
+from durableq.queue import DurableQ
+
+logger = logging.getLogger("durableq.fastapi")
+
+Role = Literal["read", "operate", "admin"]
+"""``read`` looks; ``operate`` also retries and cancels; ``admin`` also edits arguments and deletes."""
+
+Answers = dict[int | str, dict[str, Any]]
+Allowed = Callable[..., Coroutine[Any, Any, "Principal"]]
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+_ROLES: Final[tuple[Role, ...]] = get_args(Role)
+_OWN_SITE: Final = frozenset({"same-origin", "none"})
+_LARGEST_INTEGER: Final = 2**63 - 1
+"""What SQLite can hold."""
+_NAME_CHARACTERS: Final = 200
+_ESCAPED: Final = 4
+"""How much longer than stored the same arguments may come in: spaces, and characters written as escapes."""
+_BODY_FLOOR: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who makes a request, and what they may do: what an ``auth`` dependency of `admin_router` returns.
+
+    ``name`` is what the audit trail shows, at most 200 characters. Raises `ConfigurationError`.
+    """
+
+    name: str
+    role: Role = "admin"
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.name) <= _NAME_CHARACTERS:
+            raise ConfigurationError(
+                f"expected a principal's name of 1 to {_NAME_CHARACTERS} characters, got {len(self.name)}"
+            )
+        if self.role not in _ROLES:
+            raise ConfigurationError(f"expected role to be one of {', '.join(_ROLES)}; got {self.role!r}")
+
+    def may(self, role: Role) -> bool:
+        """Whether this role includes ``role``."""
+        return _ROLES.index(self.role) >= _ROLES.index(role)
+
+
+def admin_router(dq: DurableQ, *, auth: Any = None) -> APIRouter:
+    """Return the routes to look at and mend the jobs of ``dq``: ``app.include_router(..., prefix="/admin")``.
+
+    ``auth`` is a FastAPI dependency, ``Depends(...)`` or ``Security(...)``, that refuses strangers by raising
+    `HTTPException`. It may return a `Principal`; a text is the name of an administrator; one that returns nothing
+    makes everybody it lets through an administrator named "admin". Without ``auth`` the router has no routes, and
+    the log says so. Raises `ConfigurationError` for what authenticates nobody.
+    """
+    router = APIRouter(tags=["durableq"], route_class=_route_class(dq))
+    if auth is None:
+        logger.warning(
+            "admin_router(%r) has no routes, because nobody would be asked who they are; to enable them pass a "
+            "dependency that refuses strangers: admin_router(dq, auth=Depends(current_admin))",
+            dq,
+        )
+        return router
+    principal = _principal_of(_checked_auth(auth))
+    _add_looking(router, dq, _at_least("read", principal))
+    _add_operating(router, dq, _at_least("operate", principal))
+    _add_mending(router, dq, _at_least("admin", principal))
+    return router
+
+
+# -- who may -------------------------------------------------------------------------------------------------
+
+
+def _checked_auth(auth: Any) -> DependsMarker:
+    if not isinstance(auth, DependsMarker) or auth.dependency is None:
+        raise ConfigurationError(f"expected auth to be a dependency, as in auth=Depends(current_admin), got {auth!r}")
+    if isinstance(auth.dependency, SecurityBase):
+        raise ConfigurationError(
+            f"auth=Depends({type(auth.dependency).__name__}(...)) only reads a credential and checks nothing, so "
+            "anybody would be an administrator; pass a dependency that checks it and returns a name or a Principal"
+        )
+    return auth
+
+
+def _principal_of(auth: DependsMarker) -> Allowed:
+    async def principal(returned: Annotated[Any, auth]) -> Principal:
+        if returned is None:
+            return Principal("admin")
+        if isinstance(returned, str):
+            return Principal(returned)
+        if isinstance(returned, Principal):
+            return returned
+        # Whatever it is (False, a credential, a user without a role), it does not say what this person may do.
+        raise ConfigurationError(
+            "expected the auth dependency of admin_router to return a Principal, a name or None, got a "
+            f"{type(returned).__name__}; return Principal(name, role)"
+        )
+
+    return principal
+
+
+def _at_least(role: Role, principal: Allowed) -> Allowed:
+    async def allowed(who: Annotated[Principal, Depends(principal)]) -> Principal:
+        if not who.may(role):
+            raise HTTPException(403, {"message": f"this needs the role {role!r}; {who.name!r} has {who.role!r}"})
+        return who
+
+    return allowed
+
+
+async def _refuse_other_sites(request: Request) -> None:
+    """Refuse a write that a page of another site makes a browser send along with this site's cookies."""
+    sites = request.headers.getlist("sec-fetch-site")
+    if not _OWN_SITE.issuperset(sites):
+        raise HTTPException(403, {"message": "requests that change something are not taken from other sites"})
+
+
+async def _require_json(request: Request) -> None:
+    """Refuse a body that is not declared as JSON: only such a one makes a browser ask before it crosses sites.
+
+    FastAPI alone depends on its version, and on the application's ``strict_content_type``.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise HTTPException(415, {"message": "expected the header 'Content-Type: application/json'"})
+
+
+_WRITE: Final = [Depends(_refuse_other_sites)]
+_WRITE_WITH_BODY: Final = [Depends(_refuse_other_sites), Depends(_require_json)]
+
+
+# -- the routes ----------------------------------------------------------------------------------------------
+
+JobId = Annotated[str, Path(min_length=1, max_length=_NAME_CHARACTERS)]
+NameQuery = Annotated[Name | None, Query()]
+
+
+async def _job_filter(
+    state: Annotated[JobState | None, Query()] = None,
+    task: NameQuery = None,
+    queue: NameQuery = None,
+    error_type: Annotated[Name | None, Query(description="Type of the last error, as the job shows it.")] = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="Added at this moment or later.")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="Added before this moment.")] = None,
+    finished_after: Annotated[AwareDatetime | None, Query(description="Finished at this moment or later.")] = None,
+    finished_before: Annotated[AwareDatetime | None, Query(description="Finished before this moment.")] = None,
+) -> JobFilter:
+    # Age is a moment, not a number of seconds ago: it means the same on every page of a list, and in the retry
+    # that follows the look.
+    return JobFilter(
+        state=state,
+        task=task,
+        queue=queue,
+        error_type=error_type,
+        created_after=created_after,
+        created_before=created_before,
+        finished_after=finished_after,
+        finished_before=finished_before,
+    )
+
+
+def _add_looking(router: APIRouter, dq: DurableQ, reader: Allowed) -> None:
+    allowed = [Depends(reader)]
+
+    @router.get("/counts", summary="Count jobs by state", dependencies=allowed, responses=_answers())
+    async def count_jobs() -> JobCounts:
+        """How many jobs are in each state."""
+        return JobCounts(**await dq.counts())
+
+    @router.get("/jobs", summary="List jobs", dependencies=allowed, responses=_answers())
+    async def list_jobs(
+        where: Annotated[JobFilter, Depends(_job_filter)],
+        cursor: Annotated[
+            int | None, Query(ge=1, le=_LARGEST_INTEGER, description="`next_cursor` of the page before.")
+        ] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    ) -> JobList:
+        """Jobs that match every given filter, newest first, without their arguments."""
+        return JobList.of(await dq.list(where, cursor=cursor, limit=limit))
+
+    @router.get("/jobs/{job_id}", summary="Show a job", dependencies=allowed, responses=_answers(404))
+    async def show_job(job_id: JobId) -> JobDetail:
+        """A job with its arguments, its result, the tries that failed, and what people did to it."""
+        job = await dq.get(job_id)
+        return JobDetail.of(job, await dq.attempts(job_id), await dq.audit_trail(job_id))
+
+
+def _add_operating(router: APIRouter, dq: DurableQ, operator: Allowed) -> None:
+    @router.post("/jobs/{job_id}/retry", summary="Retry a job", dependencies=_WRITE, responses=_answers(404, 409, 500))
+    async def retry_job(job_id: JobId, who: Annotated[Principal, Depends(operator)]) -> JobSummary:
+        """Queue a dead or cancelled job as new, its history kept. A scheduled job runs now."""
+        return JobSummary.model_validate(await dq.retry(job_id, who=who.name))
+
+    @router.post(
+        "/retry",
+        summary="Retry the dead jobs that match",
+        dependencies=_WRITE_WITH_BODY,
+        responses=_answers(413, 415, 500),
+    )
+    async def retry_matching_jobs(
+        where: Annotated[RetryMatching, Body()], who: Annotated[Principal, Depends(operator)]
+    ) -> Retried:
+        """Queue dead jobs that match every given filter as new, the oldest first, all in one transaction."""
+        retried = await dq.retry_matching(where.as_filter(), limit=where.limit, who=who.name)
+        return Retried(retried=retried)
+
+    @router.post(
+        "/jobs/{job_id}/cancel", summary="Cancel a job", dependencies=_WRITE, responses=_answers(404, 409, 500)
+    )
+    async def cancel_job(job_id: JobId, who: Annotated[Principal, Depends(operator)]) -> JobSummary:
+        """End a job that is neither finished nor running."""
+        return JobSummary.model_validate(await dq.cancel(job_id, who=who.name))
+
+
+def _add_mending(router: APIRouter, dq: DurableQ, administrator: Allowed) -> None:
+    @router.post(
+        "/jobs/{job_id}/edit",
+        summary="Edit the arguments of a job and retry it",
+        dependencies=_WRITE_WITH_BODY,
+        responses=_answers(404, 409, 413, 415, 500),
+    )
+    async def edit_job(
+        job_id: JobId, edited: Annotated[EditedArguments, Body()], who: Annotated[Principal, Depends(administrator)]
+    ) -> JobSummary:
+        """Queue a dead or cancelled job as new with other arguments, checked against the task's signature."""
+        try:
+            return JobSummary.model_validate(await dq.retry(job_id, args=edited.args, who=who.name))
+        except (ConfigurationError, InvalidTask) as error:  # this app does not offer the task
+            raise HTTPException(409, {"message": str(error)}) from error
+
+    @router.delete(
+        "/jobs/{job_id}",
+        summary="Delete a job",
+        status_code=204,
+        dependencies=_WRITE,
+        responses=_answers(404, 409, 500),
+    )
+    async def delete_job(job_id: JobId, who: Annotated[Principal, Depends(administrator)]) -> None:
+        """Remove a finished job and its history. The audit trail stays in the database."""
+        await dq.delete(job_id, who=who.name)
+
+
+# -- answers -------------------------------------------------------------------------------------------------
+
+_ALWAYS: Final = (401, 403, 503)
+_ANSWERS: Final[Answers] = {
+    401: {"description": "Not authenticated, where the application says so"},
+    403: {"description": "The role does not allow it, or the request comes from another site", "model": ProblemAnswer},
+    404: {"description": "No such job is stored", "model": ProblemAnswer},
+    409: {"description": "The job's state, or this application, does not allow it", "model": StateProblemAnswer},
+    413: {"description": "The body is too large", "model": ProblemAnswer},
+    415: {"description": "The body is not declared as JSON", "model": ProblemAnswer},
+    500: {"description": "It may or may not have been done", "model": ProblemAnswer},
+    503: {
+        "description": "The queue, or its storage, is not available",
+        "model": ProblemAnswer,
+        "headers": {"Retry-After": {"description": "Seconds", "schema": {"type": "string"}}},
+    },
+}
+
+
+def _answers(*statuses: int) -> Answers:
+    """The answers of a route beside its success, for its documentation. FastAPI itself documents 422."""
+    return {status: _ANSWERS[status] for status in sorted({*_ALWAYS, *statuses})}
+
+
+def in_http_words(error: DurableQError) -> HTTPException | None:
+    """Return what HTTP says for an error, or None for one that is a defect of the application."""
+    detail: Any = {"message": str(error)}
+    match error:
+        case JobNotFound():
+            return HTTPException(404, detail)
+        case JobConflict():
+            return HTTPException(409, detail | {"state": error.state})
+        case InvalidArguments():
+            # The shape of FastAPI's own 422, so that clients read one.
+            location = ["body", "args", *filter(None, (error.argument,))]
+            return HTTPException(422, [{"type": "invalid_arguments", "loc": location, "msg": str(error)}])
+        case OutcomeUnknown():
+            logger.error("an admin request may or may not have been done: %s", error)
+            return HTTPException(500, {"message": f"it may or may not have been done, look before you repeat: {error}"})
+        case QueueNotRunning() | StorageError():
+            logger.error("an admin request failed: %s", error)
+            return HTTPException(503, detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
+    return None
+
+
+class _AdminRoute(APIRoute):
+    """What holds for every admin route, whatever answers in the end: the handler, ``auth``, or FastAPI."""
+
+    body_limit: int
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def handle_in_http_words(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except DurableQError as error:
+                answer = in_http_words(error)
+                if answer is None:
+                    raise
+                raise answer from error
+
+        return handle_in_http_words
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().handle(scope, _at_most(self.body_limit, receive), _uncached(send))
+
+
+def _route_class(dq: DurableQ) -> type[_AdminRoute]:
+    class AdminRoute(_AdminRoute):
+        body_limit = _BODY_FLOOR + _ESCAPED * dq.settings.max_payload_bytes
+
+    return AdminRoute
+
+
+def _at_most(limit: int, receive: Receive) -> Receive:
+    """Stop reading a body at ``limit`` bytes: FastAPI reads it whole before it asks ``auth``."""
+    received = 0
+
+    async def receive_at_most() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise HTTPException(413, {"message": f"expected at most {limit:,} bytes"})
+        return message
+
+    return receive_at_most
+
+
+def _uncached(send: Send) -> Send:
+    async def send_uncached(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["Cache-Control"] = "no-store"
+        await send(message)
+
+    return send_uncached
