@@ -251,12 +251,18 @@ def new_job_id(wall_micros: int) -> str:
     The random bits come from the operating system, a few hundred ids' worth at a time: asking for each costs more
     than all the rest. A forked process starts with none of them, so that two never share an id.
     """
-    if not _noise:
-        pool = os.urandom(_NOISE_BYTES * 256).hex()
-        _noise.extend(pool[at : at + 2 * _NOISE_BYTES] for at in range(0, len(pool), 2 * _NOISE_BYTES))
-    noise = _noise.pop()
+    noise = _next_noise()
     millis = f"{wall_micros // 1000:012x}"
     return f"{millis[:8]}-{millis[8:]}-7{noise[:3]}-{_VARIANT[noise[3]]}{noise[4:7]}-{noise[7:19]}"
+
+
+def _next_noise() -> str:
+    while True:
+        try:
+            return _noise.pop()
+        except IndexError:  # not asked beforehand: another thread may take the last one in between
+            pool = os.urandom(_NOISE_BYTES * 256).hex()
+            _noise.extend(pool[at : at + 2 * _NOISE_BYTES] for at in range(0, len(pool), 2 * _NOISE_BYTES))
 
 
 _NOISE_BYTES: Final = 10

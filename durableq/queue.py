@@ -106,6 +106,12 @@ class _Run:
     ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     error: BaseException | None = None
     working: asyncio.Task[None] | None = None
+    process: int = dataclasses.field(default_factory=os.getpid)
+
+    @property
+    def is_alive(self) -> bool:
+        """False for what a closed loop, or the parent of a forked process, left behind."""
+        return not self.loop.is_closed() and self.process == os.getpid()
 
 
 class DurableQ:
@@ -339,7 +345,7 @@ class DurableQ:
             raise QueueNotRunning(
                 "durableq runs on asyncio; no asyncio event loop is running here (trio is not supported)"
             )
-        if self._run is not None and not self._run.loop.is_closed():
+        if self._run is not None and self._run.is_alive:
             await self._join(self._run, loop)
             return
         self._registry.import_modules()

@@ -29,7 +29,7 @@ from durableq.storage.sqlite import host
 WRITE_LOCK_BYTE: Final = 120
 """The byte of ``-shm`` that SQLite locks while a WAL transaction writes (WAL_WRITE_LOCK, walFormat.html)."""
 BUSY_RETRY_SECONDS: Final = 0.0005
-_OPENING_SECONDS: Final = 30.0
+OPENING_SECONDS: Final = 30.0
 _OLDEST_SQLITE: Final = (3, 37, 0)
 _QUICK_CHECK_BYTES: Final = 16 * 1024 * 1024
 """Up to this size the file is checked at start (about 20 ms); larger ones only where they are read."""
@@ -103,8 +103,10 @@ def _create(path: Path) -> None:
         raise StorageUnusable(f"cannot create {path}: {error.strerror}") from error
 
 
-def connect(location: Location) -> sqlite3.Connection:
+def connect(location: Location, *, check: bool = False) -> sqlite3.Connection:
     """Open a connection that may write: autocommit, no busy timeout, every pragma set and read back.
+
+    ``check`` looks for damage, in files up to 16 MiB.
 
     Raises `StorageUnusable` when the file is no database, is damaged, or a setting does not take.
     """
@@ -114,6 +116,8 @@ def connect(location: Location) -> sqlite3.Connection:
         raise translated(error, location) from error
     try:
         _configure(connection, location)
+        if check and location.path.stat().st_size <= _QUICK_CHECK_BYTES:
+            _quick_check(connection, location)
     except sqlite3.Error as error:
         connection.close()
         raise translated(error, location) from error
@@ -131,13 +135,15 @@ def _configure(connection: sqlite3.Connection, location: Location) -> None:
     # The writer checkpoints by itself, under a guard; SQLite's own trigger would run inside users' commits.
     _set(connection, "wal_autocheckpoint", "0", 0)
     _set(connection, "cache_size", "-16000", -16000)
-    if location.path.stat().st_size <= _QUICK_CHECK_BYTES:
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise StorageUnusable(
-                f"{location.path} is damaged ({verdict}); restore it from a backup, or recover what is left "
-                "with the sqlite3 shell's .recover command"
-            )
+
+
+def _quick_check(connection: sqlite3.Connection, location: Location) -> None:
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise StorageUnusable(
+            f"{location.path} is damaged ({verdict}); restore it from a backup, or recover what is left "
+            "with the sqlite3 shell's .recover command"
+        )
 
 
 def _set(connection: sqlite3.Connection, pragma: str, value: str, expected: int) -> None:
@@ -149,7 +155,7 @@ def _set(connection: sqlite3.Connection, pragma: str, value: str, expected: int)
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
     """Turn WAL mode on. SQLite's busy handler is not used here, so waiting for others is ours to do."""
-    give_up = time.monotonic() + _OPENING_SECONDS
+    give_up = time.monotonic() + OPENING_SECONDS
     while True:
         try:
             mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
@@ -168,22 +174,25 @@ _opening_here: Final = threading.Lock()
 
 
 @contextlib.contextmanager
-def opening(locks: host.LockFile) -> Iterator[None]:
-    """Hold the opening lock: one process at a time creates, migrates or closes a database."""
+def opening(locks: host.LockFile, wait_seconds: float = OPENING_SECONDS) -> Iterator[None]:
+    """Hold the opening lock: one process at a time creates, migrates or closes a database.
+
+    Raises `StorageBusy` when it could not be had in time.
+    """
     with _opening_here:
-        _acquire_opening(locks)
+        _acquire_opening(locks, wait_seconds)
         try:
             yield
         finally:
             locks.release(host.OPENING)
 
 
-def _acquire_opening(locks: host.LockFile) -> None:
-    give_up = time.monotonic() + _OPENING_SECONDS
+def _acquire_opening(locks: host.LockFile, wait_seconds: float) -> None:
+    give_up = time.monotonic() + wait_seconds
     while not locks.acquire(host.OPENING):
         if time.monotonic() > give_up:
             holder = host.lock_holder(locks.path, host.OPENING)
-            raise StorageBusy(f"{locks.path} has been held for {_OPENING_SECONDS:.0f} s by process {holder or '?'}")
+            raise StorageBusy(f"{locks.path} has been held for {wait_seconds:.1f} s by process {holder or '?'}")
         time.sleep(0.002)
 
 
@@ -209,6 +218,8 @@ class FileGuard:
     def __init__(self, location: Location) -> None:
         self._location = location
         self._identity = self._look()
+        if self._identity is None:
+            raise FileReplaced(f"{location.path} or its -wal file was deleted while it was being opened")
 
     def check(self) -> None:
         """Raise `FileReplaced` unless both files are still the ones that were opened."""

@@ -294,7 +294,11 @@ class GroupRunner:
 
     def _claim(self, connection: sqlite3.Connection, operation: Exchange) -> str:
         """Choose and take jobs; return the leases as a JSON array of arrays."""
-        values: dict[str, Any] = {"queues": operation.queues, "suspect_tasks": operation.suspect_tasks}
+        values: dict[str, Any] = {
+            "worker_id": operation.worker_id,
+            "queues": operation.queues,
+            "suspect_tasks": operation.suspect_tasks,
+        }
         for lane, (tasks, limit) in enumerate(operation.lanes):
             values[f"tasks_{lane}"] = tasks
             values[f"limit_{lane}"] = limit

@@ -42,7 +42,6 @@ class Liveness:
         self._last_look: int | None = None
         self._trust_expiry_from = 0
         self._foreign: dict[int, _Foreign] = {}
-        self._unclaimed: frozenset[LeaseKey] = frozenset()
 
     def register(self, connection: sqlite3.Connection, *, leases: bool) -> int:
         """Insert this process's row and take its byte, before anyone can see the row."""
@@ -70,24 +69,29 @@ class Liveness:
             self._locks.release(self.worker_id)
             self.worker_id = None
 
-    def renew(self, connection: sqlite3.Connection, expires_at: int, held: Collection[LeaseKey] | None) -> bool:
+    def renew(
+        self,
+        connection: sqlite3.Connection,
+        expires_at: int,
+        held: Collection[LeaseKey] | None,
+        missing_before: Collection[LeaseKey],
+    ) -> tuple[bool, frozenset[LeaseKey]]:
         """Prolong the lease; False when this worker has been reaped. A late renewal cannot take a lease back.
 
         Also hands back, uncounted, what names this worker but is not in its memory: a committed claim whose answer
         was lost. ``held`` is None while a claim is under way. A row must be missing twice in a row, so that one
-        whose answer is just arriving is not mistaken.
+        whose answer is just arriving is not mistaken; returns what was missing now, for the next time. (Nothing is
+        remembered here: a transaction may be run twice before it commits.)
         """
         values = {"worker_id": self.worker_id, "expires_at": expires_at}
         if connection.execute(SQL["renew_worker"], values).rowcount == 0:
-            return False
+            return False, frozenset()
         if held is None or self.worker_id is None:
-            self._unclaimed = frozenset()
-            return True
+            return True, frozenset()
         leases = rows.leases_of_worker(connection, SQL["leases_of_worker"], self.worker_id)
         missing = [lease for lease in leases if lease.key not in held]
-        self._hand_back(connection, [lease for lease in missing if lease.key in self._unclaimed])
-        self._unclaimed = frozenset(lease.key for lease in missing)
-        return True
+        self._hand_back(connection, [lease for lease in missing if lease.key in missing_before])
+        return True, frozenset(lease.key for lease in missing)
 
     def reap(self, connection: sqlite3.Connection, decide: Decide) -> list[Reaped]:
         """Take back what dead workers held: each job through ``decide``, in this transaction."""
@@ -113,7 +117,8 @@ class Liveness:
             reason = self._why_dead(worker_id, boot_id, expires_at, now)
             if reason is not None:
                 dead.append((worker_id, reason))
-        return dead
+        strays = connection.execute(SQL["strays"]).fetchall()
+        return dead + [(worker_id, PROCESS_DIED) for (worker_id,) in strays]
 
     def _why_dead(self, worker_id: int, boot_id: str, expires_at: int | None, now: int) -> str | None:
         if boot_id != self._clock.boot_id():

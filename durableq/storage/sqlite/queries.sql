@@ -137,6 +137,11 @@ SELECT id, pid, boot_id, expires_at FROM durableq_workers;
 SELECT seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at
 FROM durableq_jobs WHERE state = 'running' AND worker_id = :worker_id ORDER BY seq;
 
+-- name: strays
+-- Ids that running rows name though no such worker is registered. Index: running.
+SELECT DISTINCT worker_id FROM durableq_jobs
+WHERE state = 'running' AND worker_id NOT IN (SELECT id FROM durableq_workers);
+
 -- name: restart_job
 -- dead | cancelled -> queued, as new, with its history kept.
 UPDATE durableq_jobs SET

@@ -37,13 +37,13 @@ def acquire_writer(location: Location, clock: Clock) -> Writer:
 
 def release_writer(writer: Writer) -> None:
     """Give a writer back; the last user's release closes it. Its ``closed`` tells when that is done."""
-    key = _key(writer.location)
     with _guard:
-        known, users = _writers.get(key, (None, 0))
-        if known is not writer:
+        key = next((key for key, (known, _) in _writers.items() if known is writer), None)
+        if key is None:
             return
-        if users > 1:
-            _writers[key] = (writer, users - 1)
+        users = _writers[key][1] - 1
+        if users > 0:
+            _writers[key] = (writer, users)
         else:
             del _writers[key]
             writer.close()

@@ -33,4 +33,8 @@ def choose_statement(lanes: int, with_suspect: bool) -> str:
     if with_suspect:
         parts.append(SQL["choose_suspect"])
     union = "\nUNION ALL\n".join(parts)
-    return f"SELECT json_group_array(seq), json_group_array(json_array({_LEASE_COLUMNS})) FROM (\n{union}\n)"
+    return (
+        f"SELECT json_group_array(seq), json_group_array(json_array({_LEASE_COLUMNS})) FROM (\n{union}\n)\n"
+        # A worker that was reaped while it was held up must not take jobs in a name that nobody watches any more.
+        "WHERE EXISTS (SELECT 1 FROM durableq_workers WHERE id = :worker_id)"
+    )

@@ -57,6 +57,8 @@ class SqliteStorage:
         self._reader: Reader
         self._liveness: Liveness
         self._doorbell: host.Doorbell | None = None
+        self._missing: frozenset[LeaseKey] = frozenset()
+        """Rows that named this worker but were not in its memory at the latest renewal."""
         self._additions: list[Addition] = []
         self._outgoing: list[Operation] = []
 
@@ -180,9 +182,10 @@ class SqliteStorage:
 
     def renew(self, expires_at: int, held: Collection[LeaseKey] | None) -> bool:
         reply = ThreadReply()
-        run = partial(self._liveness.renew, expires_at=expires_at, held=held)
+        run = partial(self._liveness.renew, expires_at=expires_at, held=held, missing_before=self._missing)
         self._writer.submit(Transact(reply=reply, run=run, urgent=True))
-        return bool(reply.wait())
+        holds, self._missing = reply.wait()
+        return bool(holds)
 
     async def reap(self, decide: Decide) -> list[Reaped]:
         reaped: list[Reaped] = await self._transact(partial(self._liveness.reap, decide=decide))

@@ -162,7 +162,7 @@ class Writer:
 
     def _open(self) -> None:
         with opening(self.locks):
-            self._connection = connect(self.location)
+            self._connection = connect(self.location, check=True)
             try:
                 schema.migrate(self._connection, self._clock.wall())
                 self._checkpointer = Checkpointer(self._connection, self.location)
@@ -200,12 +200,18 @@ class Writer:
         self._calls.flush()
 
     def _close(self) -> None:
-        with contextlib.suppress(sqlite3.Error, StorageBusy), opening(self.locks):
-            self._checkpointer.close()
-            self._connection.close()
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(StorageBusy):  # a stopped process may hold it; closing must not wait for that
+                stack.enter_context(opening(self.locks, CLOSING_SECONDS))
+            self._disconnect()
         self._ringer.close()
         host.close_lock_file(self.locks)
         self.closed.set_result(None)
+
+    def _disconnect(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._checkpointer.close()
+            self._connection.close()
 
     # -- one transaction -----------------------------------------------------------------------------------
 
@@ -348,9 +354,7 @@ class Writer:
 
     def _reopen(self) -> None:
         """After an I/O error that nobody can interpret, trust nothing that the old connection remembers."""
-        with contextlib.suppress(sqlite3.Error):
-            self._checkpointer.close()
-            self._connection.close()
+        self._disconnect()
         try:
             self._open()
         except DurableQError as error:
