@@ -10,7 +10,7 @@ PORT ?= 8000
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: $(VENV)/ready ## Watch 200 sign-ups survive a kill -9 (takes about a minute)
+demo: $(VENV)/ready ## Watch 200 sign-ups survive a kill -9
 	@$(BIN)/python -m examples.demo
 
 run: $(VENV)/ready ## Serve the sign-up example on http://127.0.0.1:$(PORT)
