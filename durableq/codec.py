@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer, to_json
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from durableq.errors import InvalidArguments, InvalidTask, PayloadTooLarge, near
@@ -22,6 +22,7 @@ from durableq.errors import InvalidArguments, InvalidTask, PayloadTooLarge, near
 _CONFIG: Final = ConfigDict(
     extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"
 )
+_WRITING: Final = CoreConfig(ser_json_bytes="base64", ser_json_inf_nan="constants")
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNENCODABLE: Final = (PydanticSerializationError, UnicodeError, ValueError, TypeError, RecursionError)
 _SURELY_READABLE: Final = 400
@@ -51,7 +52,8 @@ class ArgumentsCodec:
         self._is_simple = all(_is_simple(hints.get(p.name, Any)) for p in parameters)
         self._adapter = _adapter(fields, task_name)
         self._validator = self._adapter.validator
-        self._serializer = self._adapter.serializer
+        # Not the adapter's own: pydantic does not hand a TypedDict's configuration on to its serializer.
+        self._serializer = SchemaSerializer(self._adapter.core_schema, _WRITING)
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], max_bytes: int) -> str:
         """Return the arguments as one JSON object of names.
@@ -78,7 +80,9 @@ class ArgumentsCodec:
         if not isinstance(values, Mapping):
             raise self._invalid("expected the arguments as one JSON object of names")
         try:
-            checked = self._validator.validate_json(to_json(dict(values)))
+            text = to_json(dict(values))
+            json.loads(text, parse_constant=_refuse_constant)
+            checked = self._validator.validate_json(text)
         except ValidationError as error:
             raise self._refused(error) from None
         except _UNENCODABLE as error:

@@ -295,7 +295,8 @@ class DurableQ:
         """Queue a dead or cancelled job as new: attempt 0, history kept. A scheduled one runs now.
 
         ``args`` replaces the arguments, by name, checked against the task's signature. The change is audited
-        under ``who``. Raises `JobNotFound`, `JobConflict`, `InvalidArguments`, `InvalidTask`.
+        under ``who``. Raises `JobNotFound`, `JobConflict`, `InvalidArguments`, and `ConfigurationError` when the
+        arguments cannot be checked because this app does not know the task.
         """
         args_json = None if args is None else await self._edited(job_or_id, args)
         return await self._storage_here().retry(_id_of(job_or_id), who=who, args_json=args_json)

@@ -164,7 +164,14 @@ def collector_of(dq: DurableQ) -> Callable[..., Any]:
         async for collector in _around_a_yield(connection, dq):
             yield collector
 
-    return collect_for_by_yield if HANDOVER == "yield" else collect_for
+    if HANDOVER != "yield":
+        return collect_for
+    scoped = Depends(collect_for_by_yield, scope="function")
+
+    async def collect_within(collector: Annotated[TaskCollector, scoped]) -> TaskCollector:
+        return collector  # so that the user's plain Depends(dq.collector) has function scope too
+
+    return collect_within
 
 
 async def _from_the_bottom(connection: HTTPConnection, wanted: DurableQ | None) -> TaskCollector:

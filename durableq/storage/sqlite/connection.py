@@ -114,6 +114,8 @@ def connect(location: Location, *, check: bool = False) -> sqlite3.Connection:
         connection = sqlite3.connect(location.path, timeout=0, isolation_level=None, cached_statements=256)
     except sqlite3.Error as error:
         raise translated(error, location) from error
+    # A flipped bit may leave what is no UTF-8. It must reach the checksum, not stop the claim of every other job.
+    connection.text_factory = readable
     try:
         _configure(connection, location)
         if check and location.path.stat().st_size <= _QUICK_CHECK_BYTES:
@@ -125,6 +127,11 @@ def connect(location: Location, *, check: bool = False) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def readable(raw: bytes) -> str:
+    """Decode stored text, damaged or not."""
+    return raw.decode("utf-8", "replace")
 
 
 def _configure(connection: sqlite3.Connection, location: Location) -> None:

@@ -146,6 +146,7 @@ WHERE state = 'running' AND worker_id NOT IN (SELECT id FROM durableq_workers);
 -- dead | cancelled -> queued, as new, with its history kept.
 UPDATE durableq_jobs SET
     state = 'queued', attempt = 0, crashes = 0, run_at = :now, finished_at = NULL, result = NULL,
+    error_type = NULL, error_message = NULL,
     args = coalesce(:args, args), checksum = coalesce(:checksum, checksum)
 WHERE id = :id;
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import aiosqlite
 
-from durableq.storage.sqlite.connection import Location, translated
+from durableq.storage.sqlite.connection import Location, readable, translated
 
 _CONNECTIONS: Final = 2
 _BUSY_SECONDS: Final = 5.0
@@ -52,5 +52,6 @@ class Reader:
         connection = aiosqlite.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
         connection._thread.daemon = True  # an unclosed reader must never hold the process
         await connection
+        connection.text_factory = readable
         await connection.execute_fetchall("PRAGMA query_only=ON")
         return connection

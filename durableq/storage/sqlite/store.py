@@ -40,6 +40,7 @@ from durableq.storage.sqlite.writer import Writer
 
 T = TypeVar("T")
 
+RETRY_AT_ONCE: Final = 100
 TOGETHER: Final = 8
 """So many additions of one turn of the loop go across at once; the rest of the turn overlaps with their commit."""
 
@@ -243,8 +244,15 @@ class SqliteStorage:
         return await self._transact(run, makes_work=True)
 
     async def retry_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
-        run = partial(transitions.retry_matching, where=where, now=self._clock.wall(), who=who, limit=limit)
-        return await self._transact(run, makes_work=True)
+        retried = 0
+        while retried < limit:  # in pieces, so that no transaction of people holds up those of jobs
+            piece = min(RETRY_AT_ONCE, limit - retried)
+            run = partial(transitions.retry_matching, where=where, now=self._clock.wall(), who=who, limit=piece)
+            found = await self._transact(run, makes_work=True)
+            retried += found
+            if found < piece:
+                break
+        return retried
 
     async def cancel(self, job_id: str, *, who: str) -> Job[Any]:
         return await self._transact(partial(transitions.cancel, job_id=job_id, now=self._clock.wall(), who=who))

@@ -29,7 +29,7 @@ def retry(connection: sqlite3.Connection, job_id: str, *, now: int, who: str, ar
         connection.execute(SQL["restart_job"], values)
     detail: dict[str, Any] = {"was": before.state, "attempt": before.attempt}
     if args_json is not None:
-        detail |= {"args_before": before.args, "args_after": json.loads(args_json)}
+        detail |= {"args_before": _readable(before.args_json), "args_after": json.loads(args_json)}
     _audit(connection, now, who, "retry" if args_json is None else "edit and retry", job_id, detail)
     return _get(connection, job_id)
 
@@ -104,6 +104,14 @@ def _get(connection: sqlite3.Connection, job_id: str) -> Job[Any]:
     if row is None:
         raise JobNotFound(job_id)
     return rows.job_from_row(row)
+
+
+def _readable(args_json: str) -> Any:
+    """Damaged arguments are what an edit may be for: they are kept as the text they are."""
+    try:
+        return json.loads(args_json)
+    except ValueError:
+        return args_json
 
 
 def _audit(connection: sqlite3.Connection, now: int, who: str, action: str, job_id: str, detail: object) -> None:
