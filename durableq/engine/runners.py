@@ -5,6 +5,7 @@ import contextvars
 import inspect
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -74,6 +75,8 @@ class ThreadRunner:
         self._idle = 0
         self._threads = 0
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._finished: deque[_Call] = deque()
+        self._is_reporting = False
 
     @property
     def free(self) -> int:
@@ -112,14 +115,23 @@ class ThreadRunner:
                 call.value = call.function()
             except BaseException as error:  # also SystemExit: it must not end the thread silently
                 call.error = error
-            try:
-                call.loop.call_soon_threadsafe(self._done, call)
-            except RuntimeError:
-                return  # the loop is closed: nobody is interested any more
+            self._finished.append(call)
+            if not self._is_reporting:  # else the report that is on its way will bring this one too
+                self._is_reporting = True
+                try:
+                    call.loop.call_soon_threadsafe(self._report)
+                except RuntimeError:
+                    return  # the loop is closed: nobody is interested any more
             del call
 
+    def _report(self) -> None:
+        """On the loop: take in all that has finished. Entering the loop costs more than most of what it brings."""
+        self._is_reporting = False  # before looking: whoever finishes from now on reports anew
+        while self._finished:
+            self._done(self._finished.popleft())
+
     def _done(self, call: _Call) -> None:
-        """On the loop: the thread is free again, and the job has its answer."""
+        """The thread is free again, and the job has its answer."""
         call.finished = True
         self._idle += 1
         if call.abandoned:
