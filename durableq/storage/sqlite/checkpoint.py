@@ -17,6 +17,8 @@ from durableq.storage.sqlite.connection import Location, connect, is_busy
 logger = logging.getLogger("durableq.storage")
 
 CHECKPOINT_PAGES: Final = 1_000
+_PAGES_PER_COMMIT: Final = 4.0
+_PAGES_PER_ROW: Final = 0.3
 WAL_ALARM_BYTES: Final = 64 * 1024 * 1024
 _BACKED_OFF_SECONDS: Final = 1.0
 _ALARM_EVERY_SECONDS: Final = 60.0
@@ -29,19 +31,20 @@ class Checkpointer:
         self._connection = connection
         self._location = location
         self._guard = connect(location)
-        self._rows = 0
-        self._pages_per_row = 1.0
+        self._estimate = 0.0
+        self._correction = 1.0
         self._not_before = 0.0
         self._next_alarm = 0.0
 
     def note(self, changed_rows: int) -> None:
-        """Count rows that a commit wrote."""
-        self._rows += changed_rows
+        """Count what a commit wrote: a few pages for itself, and a share of one for each row."""
+        if changed_rows:
+            self._estimate += _PAGES_PER_COMMIT + changed_rows * _PAGES_PER_ROW
 
     def maybe(self, wal_bytes: Callable[[], int]) -> None:
         """Checkpoint if about a thousand pages have come since the last one. Never fails a caller."""
         now = time.monotonic()
-        if self._rows * self._pages_per_row < CHECKPOINT_PAGES or now < self._not_before:
+        if self._estimate * self._correction < CHECKPOINT_PAGES or now < self._not_before:
             return
         try:
             self._checkpoint(now)
@@ -59,10 +62,11 @@ class Checkpointer:
         finally:
             self._guard.execute("ROLLBACK")
         if logged > 0:
-            # How much log a row makes depends on its size; learn it, so that the next one comes at the right time.
-            self._pages_per_row = min(max(logged / max(self._rows, 1), 0.05), 50.0)
+            # How much log a row makes depends on its size; learn it, so that the next one comes at the right time:
+            # a log that grows beyond what it was before costs each commit half as much again.
+            self._correction = min(max(logged / max(self._estimate, 1.0), 0.2), 50.0)
         if moved >= logged:
-            self._rows = 0
+            self._estimate = 0.0
         else:
             self._not_before = now + _BACKED_OFF_SECONDS  # a reader needs the old pages
 

@@ -224,6 +224,7 @@ class FileGuard:
 
     def __init__(self, location: Location) -> None:
         self._location = location
+        self._paths = str(location.path), str(location.wal)
         self._identity = self._look()
         if self._identity is None:
             raise FileReplaced(f"{location.path} or its -wal file was deleted while it was being opened")
@@ -244,7 +245,7 @@ class FileGuard:
 
     def _look(self) -> tuple[int, ...] | None:
         try:
-            database, wal = os.stat(self._location.path), os.stat(self._location.wal)
+            database, wal = map(os.stat, self._paths)
         except OSError:
             return None
         return database.st_dev, database.st_ino, wal.st_dev, wal.st_ino
