@@ -318,8 +318,6 @@ class DurableQ:
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[dict[str, Any]]:
         """Run the queue for the life of an application: ``FastAPI(lifespan=dq.lifespan)``."""
-        for hook in start_up_hooks:
-            await hook(self, app)
         async with self.running(app) as state:
             yield state
 
@@ -330,6 +328,8 @@ class DurableQ:
         Entering twice on one event loop counts references. Leaving stops claiming, gives running jobs ``grace``
         to end, hands the rest back uncounted, and takes at most a second more.
         """
+        for hook in start_up_hooks:
+            await hook(self, app)
         await self.start()
         queues = _queues_of(asyncio.get_running_loop() if app is None else app)
         queues.append(self)

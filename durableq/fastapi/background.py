@@ -8,8 +8,9 @@ gets a 503 with ``Retry-After``; if nobody can know, a 500 that names the jobs.
 
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Annotated, Any, Final, NoReturn, ParamSpec, TypeVar, overload
 
@@ -20,6 +21,7 @@ from durableq import queue
 from durableq.errors import (
     CollectorClosed,
     ConfigurationError,
+    FileReplaced,
     OutcomeUnknown,
     QueueNotRunning,
     StorageError,
@@ -43,13 +45,14 @@ _COLLECTORS_KEY: Final = "durableq.collectors"
 class TaskCollector:
     """The durable jobs of one request. Routes and their dependencies share one; FastAPI gives it to a parameter."""
 
-    __slots__ = ("_closed", "_jobs", "_queue", "_saw_error", "_stack")
+    __slots__ = ("_closed", "_guard", "_jobs", "_queue", "_saw_error", "_stack")
 
     def __init__(self, dq: DurableQ, stack: AsyncExitStack | None) -> None:
         self._queue = dq
         self._stack = stack
         self._jobs: list[Job[Any]] = []
         self._closed = False
+        self._guard = threading.Lock()
         self._saw_error = False
 
     @overload
@@ -64,12 +67,12 @@ class TaskCollector:
         a task spawned by the route).
         """
         if self._closed:
-            raise CollectorClosed(
-                "this request's jobs were already committed, before its response started; in a streaming body or a "
-                "spawned task, use 'await dq.add_task(...)'"
-            )
+            raise CollectorClosed(_CLOSED)
         job = self._queue.new_job(fn, args, kwargs)
-        self._jobs.append(job)
+        with self._guard:  # a thread may be adding while the request commits: what is returned is stored
+            if self._closed:
+                raise CollectorClosed(_CLOSED)
+            self._jobs.append(job)
         if self._stack is not None:
             # A witness above every dependency entered so far: one of them may swallow an exception of the route,
             # and what stands at the bottom of the stack would never hear of it.
@@ -98,14 +101,18 @@ class TaskCollector:
 
     async def commit(self) -> None:
         """Store this request's jobs, all or none. Raises `HTTPException` 503 or 500 with what is known."""
-        self._closed = True
+        self._close()
         if self._jobs and not self._saw_error:
             await store(self._queue, self._jobs)
 
     def drop(self) -> None:
         """Forget this request's jobs: it failed."""
-        self._closed = True
+        self._close()
         self._jobs.clear()
+
+    def _close(self) -> None:
+        with self._guard:
+            self._closed = True
 
     def _witness(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -117,23 +124,30 @@ class TaskCollector:
     ) -> None:
         if error is not None:
             self.drop()
-        elif self._jobs:
+        else:
             await self.commit()
-        self._closed = True
 
 
 async def store(dq: DurableQ, jobs: list[Job[Any]]) -> None:
     """Make jobs durable, and put a failure in HTTP's words."""
     try:
-        await dq.add_jobs(jobs)
-    except OutcomeUnknown as error:
+        stored = dq.add_jobs(jobs)
+    except (StorageError, QueueNotRunning) as error:  # refused before it was handed over
+        raise _not_stored(error) from error
+    try:
+        await stored
+    except (OutcomeUnknown, FileReplaced) as error:  # a file is found replaced after COMMIT: it may come back
         logger.exception("a request's jobs may or may not be stored")
-        detail = {"message": "the jobs of this request may or may not be stored", "jobs": list(error.job_ids)}
+        detail = {"message": "the jobs of this request may or may not be stored", "jobs": [job.id for job in jobs]}
         raise HTTPException(500, detail) from error
-    except (StorageError, QueueNotRunning) as error:
-        logger.error("a request's jobs were not stored: %s", error)
-        detail = {"message": "the jobs of this request were not stored; nothing was done, try again"}
-        raise HTTPException(503, detail, headers={"Retry-After": RETRY_AFTER_SECONDS}) from error
+    except StorageError as error:
+        raise _not_stored(error) from error
+
+
+def _not_stored(error: Exception) -> HTTPException:
+    logger.error("a request's jobs were not stored: %s", error)
+    detail = {"message": "the jobs of this request were not stored; nothing was done, try again"}
+    return HTTPException(503, detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
 
 
 # -- the dependency ------------------------------------------------------------------------------------------
@@ -150,7 +164,7 @@ async def collect_by_yield(connection: HTTPConnection) -> AsyncIterator[TaskColl
     About twice as dear on current FastAPI, and it stores the jobs although a function-scoped dependency that is
     listed earlier then fails.
     """
-    async for collector in _around_a_yield(connection, None):
+    async with _around_a_yield(connection, None) as collector:
         yield collector
 
 
@@ -161,7 +175,7 @@ def collector_of(dq: DurableQ) -> Callable[..., Any]:
         return await _from_the_bottom(connection, dq)
 
     async def collect_for_by_yield(connection: HTTPConnection) -> AsyncIterator[TaskCollector]:
-        async for collector in _around_a_yield(connection, dq):
+        async with _around_a_yield(connection, dq) as collector:
             yield collector
 
     if HANDOVER != "yield":
@@ -186,6 +200,7 @@ async def _from_the_bottom(connection: HTTPConnection, wanted: DurableQ | None) 
     return collector
 
 
+@asynccontextmanager
 async def _around_a_yield(connection: HTTPConnection, wanted: DurableQ | None) -> AsyncIterator[TaskCollector]:
     collector, is_new = _collector(connection, wanted, None)
     try:
@@ -193,6 +208,9 @@ async def _around_a_yield(connection: HTTPConnection, wanted: DurableQ | None) -
     except BaseException:
         collector.drop()
         raise
+    finally:
+        if is_new:  # middleware may call the application again with the same scope
+            connection.scope[_COLLECTORS_KEY].pop((id(collector._queue), id(None)), None)
     if is_new:
         await collector.commit()
 
@@ -206,6 +224,8 @@ def _collector(
             "BackgroundTasks cannot be used in a WebSocket route: its jobs would be stored only when the socket "
             "closes; use 'await dq.add_task(...)'"
         )
+    if wanted is not None and wanted not in queue.queues_running_here():
+        raise QueueNotRunning(_why_no_queue(()))
     dq = wanted or queue_for(connection)
     # FastAPI makes several of one dependency when security scopes differ; and solves some outside of a route.
     collectors: dict[Any, TaskCollector] = connection.scope.setdefault(_COLLECTORS_KEY, {})
@@ -223,6 +243,8 @@ def queue_for(connection: HTTPConnection) -> DurableQ:
     Raises `QueueNotRunning` when there is none, or more than one to choose from.
     """
     candidates = connection.scope.get("state", {}).get(queue.STATE_KEY) or queue.queues_running_here()
+    if len(candidates) > 1:
+        candidates = list(dict.fromkeys(candidates))  # one that was entered twice is still one
     if len(candidates) == 1:
         found: DurableQ = candidates[0]
         return found
@@ -243,6 +265,10 @@ def _why_no_queue(candidates: Iterable[DurableQ]) -> str:
     )
 
 
+_CLOSED: Final = (
+    "this request's jobs were already committed, before its response started; in a streaming body or a "
+    "spawned task, use 'await dq.add_task(...)'"
+)
 _NO_STACK: Final = (
     f"this FastAPI keeps no {STACK_KEY!r} in its requests, which durableq uses to commit a request's jobs last of "
     f"all; set the environment variable {HANDOVER_VARIABLE}=yield to use FastAPI's public interface instead, and "

@@ -54,6 +54,10 @@ class _CommitFirst(Response):
         self._queue = dq
         self._jobs = jobs
 
+    def __getattr__(self, name: str) -> Any:
+        """What a route class built on this one reads or sets: status code, headers, cookies."""
+        return getattr(self._response, name)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._jobs:
             await store(self._queue, self._jobs)

@@ -5,6 +5,7 @@ SQLite's POSIX locks. `os.stat` is all it uses. (The one exception is creating a
 """
 
 import contextlib
+import logging
 import os
 import sqlite3
 import stat
@@ -25,6 +26,8 @@ from durableq.errors import (
     StorageUnusable,
 )
 from durableq.storage.sqlite import host
+
+logger = logging.getLogger("durableq.storage")
 
 WRITE_LOCK_BYTE: Final = 120
 """The byte of ``-shm`` that SQLite locks while a WAL transaction writes (WAL_WRITE_LOCK, walFormat.html)."""
@@ -86,11 +89,8 @@ def _check_existing(path: Path) -> None:
         raise StorageUnusable(f"{path} cannot be written by this user; durableq needs to write it")
     if not os.access(path.parent, os.W_OK):
         raise StorageUnusable(f"the directory {path.parent} cannot be written; SQLite keeps its -wal file there")
-
-
-def is_readable_by_others(path: Path) -> bool:
-    """Whether users other than the owner may read the file, and the arguments of jobs with it."""
-    return bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
+    if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        logger.warning("%s can be read by other users, and the arguments of jobs with it; chmod 600 closes it", path)
 
 
 def _create(path: Path) -> None:

@@ -95,7 +95,7 @@ class Writer:
         fork or close, or what made the file unusable.
         """
         if self._broken is not None:
-            raise self._broken
+            raise self._broken.with_traceback(None)  # raised again and again, it would collect tracebacks
         if self._closing:
             raise QueueNotRunning(f"the queue on {self.location.path} has been stopped")
         if self._forks != host.forks():
