@@ -19,8 +19,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from examples import demo
-from examples.demo import MENDED, REFUSED, AppServer, MailServer, Report, free_port
+from examples.demo.__main__ import MENDED
+from examples.demo.look_around import leave_running
+from examples.demo.mail import REFUSED, MailServer
+from examples.demo.report import Report, verdict
+from examples.demo.site import Site, free_port
 from tests.support import eventually, eventually_sync
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +37,7 @@ MakeApp = Callable[..., FastAPI]
 
 @pytest.fixture
 def mail() -> Iterator[MailServer]:
-    server = MailServer(refused=REFUSED, put_off=["later@example.org"])
+    server = MailServer(put_off=["later@example.org"])
     with server.running():
         yield server
 
@@ -266,7 +269,7 @@ def test_the_demo_says_which_promise_was_broken(
 ) -> None:
     report = replace(GOOD, **changes)
 
-    assert demo.verdict(report) is False
+    assert verdict(report) is False
 
     assert words in capsys.readouterr().out
 
@@ -274,14 +277,14 @@ def test_the_demo_says_which_promise_was_broken(
 async def test_the_app_that_the_demo_leaves_running_starts_again_when_killed(
     tmp_path: Path, mail: MailServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    app = AppServer(tmp_path, mail.port)
+    site = Site(tmp_path, mail.port)
     try:
-        await app.start()
-        first = app.pid
-        leaving = asyncio.create_task(demo.leave_running(app))
+        await site.start()
+        first = site.process.pid
+        leaving = asyncio.create_task(leave_running(site))
         await eventually(lambda: "Ctrl-C" in capsys.readouterr().out)
         os.kill(first, signal.SIGKILL)
-        await eventually(lambda: app.pid != first)
+        await eventually(lambda: site.process.pid != first)
         await eventually(lambda: "pid" in capsys.readouterr().out)
 
         assert not leaving.done()
@@ -289,6 +292,6 @@ async def test_the_app_that_the_demo_leaves_running_starts_again_when_killed(
 
         await asyncio.wait_for(leaving, 10)
     finally:
-        await app.stop()
-        print(app.last_words())
+        await site.kill()
+        print(site.log.read_text())
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
