@@ -48,10 +48,10 @@ class ArgumentsCodec:
         self._is_plain = not (self._positional_only or self._star or self._double_star)
         hints = _type_hints(function, task_name)
         fields = {p.name: _field(p, hints.get(p.name, Any)) for p in parameters}
-        self._loose = tuple(p.name for p in parameters if _is_loose(hints.get(p.name, Any)))
         self._is_simple = all(_is_simple(hints.get(p.name, Any)) for p in parameters)
         self._adapter = _adapter(fields, task_name)
         self._validator = self._adapter.validator
+        self._loose = _loose_fields(self._adapter.core_schema)
         # Not the adapter's own: pydantic does not hand a TypedDict's configuration on to its serializer.
         self._serializer = SchemaSerializer(self._adapter.core_schema, _WRITING)
 
@@ -161,8 +161,9 @@ class ArgumentsCodec:
             again = self._validator.validate_json(encoded)
         except (ValidationError, ValueError, RecursionError) as error:
             self._name_the_unencodable(checked, error)
-        for name in self._loose:
-            if name in checked and not _unchanged(checked[name], again[name]):
+        for name, value in checked.items():
+            is_same = _unchanged if name in self._loose else _means_the_same
+            if not is_same(value, again[name]):
                 raise self._invalid(
                     f"argument {name!r} would not come back from JSON as it is: {_short(checked[name])}; "
                     "annotate the parameter with its type, or pass plain JSON values "
@@ -183,6 +184,10 @@ class ArgumentsCodec:
                 json.loads(encoded, parse_constant=_refuse_constant)
             except _UNENCODABLE as cause:
                 raise self._invalid(f"argument {name!r} cannot be stored as JSON: {_short(cause)}", name) from None
+        if isinstance(error, ValidationError):  # it was written, but does not read back
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0])
+            raise self._invalid(f"argument {name!r} would not come back from JSON: {first['msg']}", name)
         raise self._invalid(f"the arguments cannot be stored as JSON: {_short(error)}")
 
     def _refused(self, error: ValidationError) -> InvalidArguments:
@@ -254,13 +259,22 @@ def _adapter(fields: dict[str, Any], task_name: str) -> TypeAdapter[Any]:
         raise InvalidTask(f"{task_name}: pydantic cannot build a schema for its parameters: {error}") from error
 
 
-def _is_loose(hint: Any) -> bool:
-    """Whether values of this annotation are encoded as whatever they happen to be."""
-    if hint in (Any, object, inspect.Parameter.empty, dict, list, tuple, set, frozenset):
-        return True
-    if isinstance(hint, typing.TypeVar):
-        return True
-    return any(_is_loose(part) for part in typing.get_args(hint) if not isinstance(part, str))
+def _loose_fields(schema: Any) -> frozenset[str]:
+    """The arguments that hold, anywhere inside, values that are encoded as whatever they happen to be."""
+    definitions = schema.get("definitions", [])
+    fields = (schema["schema"] if schema["type"] == "definitions" else schema)["fields"]
+    loose_definitions = any(map(_has_any, definitions))
+    return frozenset(
+        name
+        for name, field in fields.items()
+        if _has_any(field) or (loose_definitions and "definition-ref" in repr(field))
+    )
+
+
+def _has_any(schema: Any) -> bool:
+    if isinstance(schema, dict):
+        return schema.get("type") == "any" or any(map(_has_any, schema.values()))
+    return isinstance(schema, list | tuple) and any(map(_has_any, schema))
 
 
 def _is_simple(hint: Any) -> bool:
@@ -290,6 +304,16 @@ def _unchanged(before: Any, after: Any) -> bool:
     if isinstance(before, list | tuple):
         return len(before) == len(after) and all(map(_unchanged, before, after))
     return bool(before == after)
+
+
+def _means_the_same(before: Any, after: Any) -> bool:
+    """Whether a value of a declared type came back as it was; a sequence may be a list where it was a tuple."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before.keys() == after.keys() and all(_means_the_same(before[key], after[key]) for key in before)
+    if isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        return len(before) == len(after) and all(map(_means_the_same, before, after))
+    has_no_equality = getattr(type(before), "__eq__", None) is getattr(object, "__eq__", None)
+    return has_no_equality or bool(before == after)
 
 
 def _refuse_constant(constant: str) -> NoReturn:

@@ -100,7 +100,12 @@ class Registry:
         if known is not None:
             return known
         function = self._look_up(name)
-        return None if function is None else self._remember(_make_task(function, name, _DEFAULTS))
+        if function is None:
+            return None
+        try:
+            return self._remember(_make_task(function, name, _DEFAULTS))
+        except InvalidTask:  # after a deployment that changed its signature: for now, nobody knows the name
+            return None
 
     def import_modules(self) -> None:
         """Import the modules that ``task_modules`` names, so that their tasks are known."""
@@ -193,7 +198,7 @@ def _root_directory(file: Path) -> Path:
 
 
 def _is_own_code(module: types.ModuleType, root: Path) -> bool:
-    file = getattr(module, "__file__", None)
+    file = _file_of(module)
     if not file:
         return False
     path = Path(file).resolve()
@@ -208,9 +213,18 @@ def _is_installed(path: Path) -> bool:
     return Path(sysconfig.get_paths()["stdlib"]) in path.parents
 
 
+def _file_of(module: object) -> str | None:
+    """A module's file, without running what lazy modules run when an attribute is asked for."""
+    try:
+        file = vars(module).get("__file__")
+    except TypeError:
+        return None  # not a module: anything may stand in sys.modules
+    return file if isinstance(file, str) else None
+
+
 def _derived_name(module: types.ModuleType) -> str | None:
-    file = getattr(module, "__file__", None)
-    if not file or not file.endswith(".py"):
+    file = _file_of(module)
+    if file is None or not file.endswith(".py"):
         return None
     cached = _DERIVED.get(file)
     if cached is None:

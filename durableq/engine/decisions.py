@@ -1,5 +1,6 @@
 """What becomes of a job whose attempt failed: pure functions from facts to an outcome."""
 
+import os
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -9,12 +10,13 @@ from durableq.clock import SECOND
 from durableq.models import Dead, Failure, Lease, Retry
 from durableq.retry import RetryPolicy
 
+TYPE_CHARACTERS: Final = 400
 MESSAGE_CHARACTERS: Final = 2_000
 TRACEBACK_CHARACTERS: Final = 64_000
 WORKER_DIED: Final = "durableq.WorkerDied"
 """The error type of an attempt that ended with its worker."""
 
-_PACKAGE: Final = str(Path(__file__).resolve().parent.parent)
+_PACKAGE: Final = str(Path(__file__).resolve().parent.parent) + os.sep
 
 
 def after_error(lease: Lease, error: BaseException, policy: RetryPolicy, now: int) -> Retry | Dead:
@@ -45,7 +47,7 @@ def after_crash(lease: Lease, reason: str, charged: bool, max_crashes: int) -> R
 def failure_of(error: BaseException) -> Failure:
     """Describe an exception for storage: full chained traceback, no locals, capped, whatever its methods do."""
     return Failure(
-        _type_name(error),
+        _cut(_type_name(error), TYPE_CHARACTERS),
         _cut(_message(error), MESSAGE_CHARACTERS),
         _cut(_traceback(error), TRACEBACK_CHARACTERS),
     )
@@ -53,13 +55,13 @@ def failure_of(error: BaseException) -> Failure:
 
 def _type_name(error: BaseException) -> str:
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return _storable(kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}")
 
 
 def _message(error: BaseException) -> str:
     try:
         return _storable(str(error))
-    except Exception as broken:
+    except BaseException as broken:  # it may raise anything, SystemExit included
         return f"<{type(error).__name__}: its __str__ raised {type(broken).__name__}>"
 
 
@@ -67,7 +69,7 @@ def _traceback(error: BaseException) -> str:
     try:
         lines = traceback.TracebackException(type(error), error, _from_user_code(error.__traceback__)).format()
         return _storable("".join(lines))
-    except Exception as broken:  # a hostile exception; its own text is lost, the attempt is not
+    except BaseException as broken:  # a hostile exception; its own text is lost, the attempt is not
         return f"<the traceback could not be formatted: {type(broken).__name__}>"
 
 
@@ -80,8 +82,8 @@ def _from_user_code(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _storable(text: str) -> str:
-    """Make any text fit for UTF-8: lone surrogates become visible escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Make any text fit for a database: lone surrogates and NUL become visible escapes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _cut(text: str, limit: int) -> str:

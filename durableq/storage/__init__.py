@@ -17,7 +17,8 @@ def storage_factory(url_or_path: str | Path, options: QueueOptions, clock: Clock
         from durableq.storage.sqlite.connection import Location
         from durableq.storage.sqlite.store import SqliteStorage
 
-        location = Location(path, options.durability, options.allow_network_filesystem)
+        # Resolved: a process that came by a symbolic link must find the same locks beside the file.
+        location = Location(path.resolve(), options.durability, options.allow_network_filesystem)
         return SqliteStorage(location, clock, options)
 
     return open_sqlite

@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from durableq.storage.sqlite.connection import Location, connect, is_busy
+from durableq.storage.sqlite.connection import Location, begin, connect, is_busy
 
 logger = logging.getLogger("durableq.storage")
 
 CHECKPOINT_PAGES: Final = 1_000
 _PAGES_PER_COMMIT: Final = 4.0
-_PAGES_PER_ROW: Final = 0.3
+_PAGES_PER_ROW: Final = 0.2
+_PAGE_BYTES: Final = 4096
+_LOCK_SECONDS: Final = 0.02
+_TRY_AGAIN_SECONDS: Final = 0.05
 WAL_ALARM_BYTES: Final = 64 * 1024 * 1024
 _BACKED_OFF_SECONDS: Final = 1.0
 _ALARM_EVERY_SECONDS: Final = 60.0
@@ -36,10 +39,11 @@ class Checkpointer:
         self._not_before = 0.0
         self._next_alarm = 0.0
 
-    def note(self, changed_rows: int) -> None:
-        """Count what a commit wrote: a few pages for itself, and a share of one for each row."""
+    def note(self, changed_rows: int, written_bytes: int = 0) -> None:
+        """Count what a commit wrote: a few pages for itself, a share of one for each row, and what it carried."""
         if changed_rows:
-            self._estimate += _PAGES_PER_COMMIT + changed_rows * _PAGES_PER_ROW
+            carried = written_bytes / _PAGE_BYTES
+            self._estimate += _PAGES_PER_COMMIT + changed_rows * _PAGES_PER_ROW + carried
 
     def maybe(self, wal_bytes: Callable[[], int]) -> None:
         """Checkpoint if about a thousand pages have come since the last one. Never fails a caller."""
@@ -49,14 +53,14 @@ class Checkpointer:
         try:
             self._checkpoint(now)
         except sqlite3.Error as error:
-            self._not_before = now + _BACKED_OFF_SECONDS
+            self._not_before = now + (_TRY_AGAIN_SECONDS if is_busy(error) else _BACKED_OFF_SECONDS)
             if not is_busy(error):
                 logger.warning("checkpoint of %s failed, it will be tried again: %s", self._location.path, error)
         if (size := wal_bytes()) > WAL_ALARM_BYTES:
             self._alarm(now, size)
 
     def _checkpoint(self, now: float) -> None:
-        self._guard.execute("BEGIN IMMEDIATE")
+        begin(self._guard, _LOCK_SECONDS)
         try:
             _, logged, moved = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         finally:

@@ -260,6 +260,10 @@ def is_busy(error: sqlite3.Error) -> bool:
     return primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
+def is_full(error: sqlite3.Error) -> bool:
+    return primary_code(error) == sqlite3.SQLITE_FULL
+
+
 def is_fatal(error: sqlite3.Error) -> bool:
     """Whether the file itself is beyond use, so that going on would make it worse."""
     return primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -270,7 +274,7 @@ def translated(error: sqlite3.Error, location: Location) -> StorageError | Confi
     path, code = location.path, primary_code(error)
     if is_busy(error):
         return StorageBusy(f"the write lock of {path} is held by another; nothing was stored")
-    if code == sqlite3.SQLITE_FULL:
+    if is_full(error):
         return StorageFull(f"the disk or quota that holds {path} is full ({error}); nothing was stored, free space")
     if code == sqlite3.SQLITE_NOTADB:
         return StorageUnusable(f"{path} is not a SQLite database; nothing was changed. Give another path")

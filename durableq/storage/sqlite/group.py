@@ -146,9 +146,11 @@ class Effects:
     new_tasks: set[str] = field(default_factory=set)
     first_due: int | None = None
     changed_rows: int = 0
+    written_bytes: int = 0
 
     def include(self, other: "Effects") -> None:
         self.made_work |= other.made_work
+        self.written_bytes += other.written_bytes
         self.new_queues |= other.new_queues
         self.new_tasks |= other.new_tasks
         self.due(other.first_due)
@@ -256,6 +258,7 @@ class GroupRunner:
         if len(inserts) > 1:
             jobs = f"[{','.join(operation.rows[1:-1] for operation in inserts)}]"
         connection.execute(SQL["insert_jobs"], {"jobs": jobs})
+        effects.written_bytes += len(jobs)
         for operation in inserts:
             if not operation.queues <= self.known_queues or not operation.tasks <= self.known_tasks:
                 self._learn_names(connection, operation, effects)
@@ -277,6 +280,7 @@ class GroupRunner:
         lost = self._settle(connection, operation, careful=careful) if operation.outcome_count else []
         effects.made_work |= operation.has_queued
         effects.due(operation.first_due)
+        effects.written_bytes += len(operation.outcomes) + len(operation.attempts or "")
         return lost, (self._claim(connection, operation) if operation.claims else "[]")
 
     def _settle(self, connection: sqlite3.Connection, operation: Exchange, *, careful: bool) -> list[int]:

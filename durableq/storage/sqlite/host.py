@@ -191,11 +191,16 @@ class Doorbell:
 
     def __init__(self, directory: Path, worker_id: int) -> None:
         self._path = directory / f"{worker_id}.sock"
+        self._path.unlink(missing_ok=True)  # of an earlier database of this name: the id is ours, we hold its lock
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.setblocking(False)
-        with _short_path(self._path) as address:
-            self.socket.bind(address)
-        self._path.chmod(0o600)
+        try:
+            self.socket.setblocking(False)
+            with _short_path(self._path) as address:
+                self.socket.bind(address)
+            self._path.chmod(0o600)
+        except BaseException:
+            self.socket.close()
+            raise
 
     def drain(self) -> None:
         """Take the bytes out, so that the next one wakes again."""

@@ -72,7 +72,6 @@ def prune(connection: sqlite3.Connection, state: JobState, before: int, limit: i
 def filter_sql(where: JobFilter) -> tuple[str, dict[str, Any]]:
     """Return a filter as conditions to append after a WHERE, and their values."""
     values = {
-        "state": where.state,
         "task": where.task,
         "queue": where.queue,
         "error_type": where.error_type,
@@ -85,6 +84,9 @@ def filter_sql(where: JobFilter) -> tuple[str, dict[str, Any]]:
     }
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     conditions = [f"{name} = :{name}" for name in given]
+    if where.state is not None:
+        # Spelt out: SQLite uses a partial index only for a condition that it can read when it prepares.
+        conditions.insert(0, f"state = '{JobState(where.state).value}'")
     for comparison, (name, moment) in bounds.items():
         if moment is not None:
             conditions.append(f"{comparison}:{name}")

@@ -29,6 +29,7 @@ from durableq.storage.sqlite.connection import (
     connect,
     is_busy,
     is_fatal,
+    is_full,
     opening,
     prepare_file,
     translated,
@@ -224,7 +225,7 @@ class Writer:
                 self._guard.check()
                 self._answer(group, answers)
                 self.lookout.announce(effects)
-                self._checkpointer.note(effects.changed_rows)
+                self._checkpointer.note(effects.changed_rows, effects.written_bytes)
         except Exception as error:
             self._roll_back()
             self._break_if_hopeless(error)
@@ -251,6 +252,8 @@ class Writer:
         try:
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
+            if is_full(error):
+                raise  # the log could not take the commit: known not to be stored
             logger.warning("COMMIT to %s failed (%s); trying once more", self.location.path, error)
             return self._replay(group, error)
         return answers, effects
@@ -261,9 +264,11 @@ class Writer:
         before = self._connection.total_changes
         try:
             answers = self._runner.run(self._connection, group, effects)
-        except (sqlite3.Error, Irregular):
+        except (sqlite3.Error, Irregular) as error:
             if not self._connection.in_transaction:
                 raise  # SQLite undid everything: disk full, I/O error. Going on would commit pieces
+            if isinstance(error, sqlite3.Error) and is_fatal(error):
+                raise
             self._connection.execute("ROLLBACK")
             begin(self._connection)
             effects = Effects()

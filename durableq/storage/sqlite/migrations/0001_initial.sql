@@ -38,8 +38,9 @@ CREATE INDEX durableq_jobs_due ON durableq_jobs (run_at) WHERE state = 'schedule
 CREATE INDEX durableq_jobs_running ON durableq_jobs (worker_id) WHERE state = 'running';
 -- Pruning, and counting what is finished.
 CREATE INDEX durableq_jobs_finished ON durableq_jobs (state, finished_at) WHERE finished_at IS NOT NULL;
--- Listing the states that are rare among many rows, newest first.
-CREATE INDEX durableq_jobs_failed ON durableq_jobs (state, seq) WHERE state IN ('dead', 'cancelled');
+-- Listing the states that are rare among many rows, newest first. (OR, not IN: SQLite has to see that
+-- "state = 'dead'" implies the condition.)
+CREATE INDEX durableq_jobs_failed ON durableq_jobs (state, seq) WHERE state = 'dead' OR state = 'cancelled';
 
 -- One row for each try that did not succeed.
 CREATE TABLE durableq_attempts (

@@ -1,0 +1,112 @@
+"""A task has one name however the app is started, so that what one start stored the next can run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+MAIN = """
+import json
+import sys
+from durableq import DurableQ, InvalidTask
+
+dq = DurableQ("never-opened.db")
+
+
+def work(number: int = 0) -> None: ...
+
+
+@dq.task
+def decorated() -> None: ...
+
+
+def name_of(function):
+    try:
+        return dq.new_job(function, (), {}).task
+    except InvalidTask as error:
+        return f"InvalidTask: {error}"
+
+
+def say(*functions):
+    names = [name_of(function) for function in (work, decorated, *functions)]
+    assert all(dq.find_task(name) is not None for name in names[:2])
+    print(json.dumps(names))
+"""
+SAY = "\nsay()\n"
+
+
+def started(directory: Path, *commands: list[str], path: Path | None = None) -> list[list[str]]:
+    """Start Python once for each command, side by side, and return what each said."""
+    search = os.pathsep.join(str(one) for one in (REPOSITORY, path) if one)
+    environment = {**os.environ, "PYTHONPATH": search}
+    running = [
+        subprocess.Popen([sys.executable, *command], cwd=directory, env=environment, stdout=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    outputs = [process.communicate(timeout=30)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running)
+    return [json.loads(output) for output in outputs]
+
+
+def write(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_module_has_one_name_however_it_is_started(tmp_path: Path) -> None:
+    main = write(tmp_path / "main.py", MAIN + SAY)
+    (tmp_path / "elsewhere").mkdir()
+    at_home = started(tmp_path, ["main.py"], ["-m", "main"], ["-c", "import main"])
+    elsewhere = started(tmp_path / "elsewhere", [str(main)], ["../main.py"])
+    assert at_home + elsewhere == [["main:work", "main:decorated"]] * 5
+
+
+def test_a_module_in_a_package_has_one_name_however_it_is_started(tmp_path: Path) -> None:
+    for directory in ("shop", "shop/backend"):
+        write(tmp_path / directory / "__init__.py")
+    write(tmp_path / "shop" / "backend" / "main.py", MAIN + SAY)
+    outside = started(
+        tmp_path, ["-m", "shop.backend.main"], ["-c", "import shop.backend.main"], ["shop/backend/main.py"]
+    )
+    inside = started(tmp_path / "shop" / "backend", ["main.py"], ["-m", "main"])
+    assert outside + inside == [["shop.backend.main:work", "shop.backend.main:decorated"]] * 5
+
+
+def test_modules_side_by_side_belong_to_the_app_and_others_do_not(tmp_path: Path) -> None:
+    app, elsewhere = tmp_path / "app", tmp_path / "elsewhere"
+    write(app / "tasks.py", "def side_by_side() -> None: ...\n")
+    write(app / "parts" / "deep.py", "def deeper() -> None: ...\n")
+    write(elsewhere / "helpers.py", "def foreign() -> None: ...\n")
+    write(app / "main.py", MAIN + "import tasks, parts.deep, helpers\nsay(tasks.side_by_side, helpers.foreign)\n")
+    [[_, _, side_by_side, foreign]] = started(app, ["main.py"], path=elsewhere)
+    assert side_by_side == "tasks:side_by_side"
+    assert foreign.startswith("InvalidTask")
+    assert "does not belong to this app" in foreign
+
+
+def test_an_installed_app_does_not_take_its_neighbours_for_its_own(tmp_path: Path) -> None:
+    packages = tmp_path / "site-packages"
+    write(packages / "shop" / "__init__.py")
+    write(packages / "shop" / "tasks.py", "def own() -> None: ...\n")
+    write(packages / "shop" / "main.py", MAIN + "import shop.tasks, vendor\nsay(shop.tasks.own, vendor.foreign)\n")
+    write(packages / "vendor.py", "def foreign() -> None: ...\n")
+    [[work, _, own, foreign]] = started(tmp_path, ["-m", "shop.main"], path=packages)
+    assert (work, own) == ("shop.main:work", "shop.tasks:own")
+    assert foreign.startswith("InvalidTask")
+
+
+def test_an_interactive_session_may_only_use_decorated_tasks_of_a_module(tmp_path: Path) -> None:
+    script = "from durableq import DurableQ, InvalidTask\nimport json\ndq = DurableQ('x.db')\ndef work(): ...\n"
+    script += "try:\n    dq.new_job(work, (), {})\nexcept InvalidTask as error:\n    print(json.dumps([str(error)]))\n"
+    [[error]] = started(tmp_path, ["-c", script])
+    assert "does not belong to this app" in error
+
+
+def test_a_queue_that_is_never_started_touches_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "main.py", MAIN + SAY)
+    started(tmp_path, ["-B", "main.py"])
+    assert [file.name for file in tmp_path.iterdir()] == ["main.py"]

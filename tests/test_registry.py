@@ -1,0 +1,304 @@
+"""Which functions may be tasks, what they are called, and how a stored name leads back to one."""
+
+import functools
+import json
+import sys
+import types
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydantic
+import pytest
+import tenacity
+
+import tests.support
+from durableq.errors import ConfigurationError, InvalidTask
+from durableq.registry import Registry, root_of_caller
+
+if TYPE_CHECKING:
+    from decimal import Decimal as OnlyForTypeCheckers
+
+HERE = "tests.test_registry"
+
+
+def plain(number: int = 0) -> int:
+    return number
+
+
+async def coroutine() -> None: ...
+
+
+def other() -> None: ...
+
+
+renamed = other
+shadowed = plain
+anonymous = lambda: None  # noqa: E731 - a lambda with a name is still a lambda
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+class Mailer:
+    def send(self) -> None: ...
+
+    @classmethod
+    def make(cls) -> None: ...
+
+    @staticmethod
+    def stamp() -> None: ...
+
+    def __call__(self) -> None: ...
+
+
+def make_closure() -> Callable[[], None]:
+    def closure() -> None: ...
+
+    return closure
+
+
+@tenacity.retry(stop=tenacity.stop_after_attempt(2))
+def retried() -> None: ...
+
+
+def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@wrapped
+def decorated(number: int) -> int:
+    return number
+
+
+def not_resolvable(value: "OnlyForTypeCheckers") -> None: ...
+
+
+def takes_a_mailer(mailer: Mailer) -> None: ...
+
+
+def hidden() -> None: ...
+
+
+visible = hidden
+del hidden
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry(root_of_caller())
+
+
+class TestWhichFunctions:
+    @pytest.mark.parametrize("function", [plain, coroutine, decorated])
+    def test_a_function_at_the_top_of_an_own_module_needs_no_decorator(
+        self, registry: Registry, function: Callable[..., Any]
+    ) -> None:
+        task = registry.task_for(function)
+        assert task.function is function
+        assert task.name == f"{HERE}:{function.__name__}"
+        assert registry.task_for(function) is task
+
+    @pytest.mark.parametrize(
+        ("function", "reason"),
+        [
+            (anonymous, "it is a lambda"),
+            (lambda: None, "it is a lambda"),
+            (make_closure(), "it is defined inside another function"),
+            (Mailer().send, "a bound method"),
+            (Mailer.make, "a bound method"),
+            (Mailer.send, "it belongs to a class"),
+            (Mailer.stamp, "it belongs to a class"),
+            (Mailer(), "a Mailer object"),
+            (Mailer, "a class"),
+            (functools.partial(plain, 1), "a functools.partial"),
+            (print, "a built-in function"),
+            (len, "a built-in function"),
+            (functools.lru_cache(plain), "got a"),
+            (generator, "it is a generator"),
+            (async_generator, "it is a generator"),
+            (None, "expected a function"),
+            ("plain", "expected a function"),
+            (["unhashable"], "expected a function"),
+        ],
+        ids=repr,
+    )
+    def test_what_could_not_be_found_again_is_refused_with_the_reason(
+        self, registry: Registry, function: Any, reason: str
+    ) -> None:
+        with pytest.raises(InvalidTask, match=reason):
+            registry.task_for(function)
+        with pytest.raises(InvalidTask, match=reason):
+            registry.register(function, options={})
+
+    @pytest.mark.parametrize(
+        "foreign", [json.dumps, warnings.warn_explicit, pydantic.create_model, tenacity.retry], ids=repr
+    )
+    def test_the_code_of_others_is_refused_without_a_decorator(self, registry: Registry, foreign: Any) -> None:
+        with pytest.raises(InvalidTask):
+            registry.task_for(foreign)
+
+    def test_the_code_of_others_may_be_registered(self, registry: Registry) -> None:
+        task = registry.register(json.loads, name="parse", options={})
+        assert registry.task_for(json.loads) is task
+        assert registry.find("parse") is task
+
+    def test_a_function_whose_name_leads_to_another_is_refused(self, registry: Registry) -> None:
+        with pytest.raises(InvalidTask, match=r"test_registry:hidden.*leads to something else"):
+            registry.task_for(visible)
+        assert registry.task_for(renamed).name == f"{HERE}:other"
+
+    def test_a_name_of_its_own_allows_a_function_anywhere(self, registry: Registry) -> None:
+        task = registry.register(make_closure(), name="inner", options={})
+        assert registry.find("inner") is task
+
+    def test_annotations_that_cannot_be_resolved_are_refused(self, registry: Registry) -> None:
+        with pytest.raises(InvalidTask, match="cannot be resolved"):
+            registry.task_for(not_resolvable)
+
+    def test_a_function_that_retries_by_itself_is_taken_with_a_warning(self, registry: Registry) -> None:
+        with pytest.warns(UserWarning, match="multiply"):
+            assert registry.task_for(retried).name == f"{HERE}:retried"
+
+    def test_coroutine_functions_run_on_the_loop_and_others_in_threads(self, registry: Registry) -> None:
+        assert registry.task_for(coroutine).runner == "loop"
+        assert registry.task_for(plain).runner == "thread"
+
+    def test_an_interactive_session_has_no_code_of_its_own(self) -> None:
+        with pytest.raises(InvalidTask, match="does not belong to this app"):
+            Registry(None).task_for(plain)
+
+
+class TestTasks:
+    def test_calling_a_task_runs_its_function(self, registry: Registry) -> None:
+        assert registry.register(plain, options={})(3) == 3
+
+    def test_a_task_may_be_given_in_place_of_its_function(self, registry: Registry) -> None:
+        task = registry.register(plain, options={})
+        assert registry.task_for(task) is task
+        with_options = task.options(priority=3)
+        assert registry.task_for(with_options) is with_options
+
+    def test_a_task_of_another_queue_is_refused(self, registry: Registry) -> None:
+        theirs = Registry(root_of_caller()).register(plain, options={})
+        with pytest.raises(InvalidTask, match="another DurableQ"):
+            registry.task_for(theirs)
+        registry.register(plain, options={})
+        with pytest.raises(InvalidTask, match="another DurableQ"):
+            registry.task_for(theirs)
+
+    def test_two_tasks_of_one_name_are_refused_and_both_are_placed(self, registry: Registry) -> None:
+        registry.register(plain, name="same", options={})
+        with pytest.raises(ConfigurationError, match=r"plain \(test_registry.py:\d+\) and other"):
+            registry.register(other, name="same", options={})
+        assert registry.find("same").function is plain  # type: ignore[union-attr]
+
+    def test_registering_a_function_again_replaces_its_options(self, registry: Registry) -> None:
+        registry.register(plain, options={"priority": 1})
+        registry.register(plain, options={"priority": 2})
+        assert registry.task_for(plain).settings.priority == 2
+
+    def test_the_schema_of_the_arguments_is_known_for_known_tasks(self, registry: Registry) -> None:
+        registry.register(plain, name="plain", options={})
+        schema = registry.arguments_schema("plain")
+        assert schema is not None
+        assert "number" in json.loads(schema)["properties"]
+        assert registry.arguments_schema("unknown") is None
+
+
+class TestFindingAgain:
+    def test_an_undecorated_function_is_found_by_a_registry_that_never_saw_it(self, registry: Registry) -> None:
+        task = registry.find(f"{HERE}:plain")
+        assert task is not None
+        assert task.function is plain
+        assert registry.find("tests.support:eventually") is not None
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "os:system",
+            "subprocess:run",
+            "builtins:eval",
+            "json:dumps",
+            "pydantic.main:create_model",
+            f"{HERE}:json",
+            f"{HERE}:root_of_caller",
+            f"{HERE}:Mailer",
+            f"{HERE}:Mailer.send",
+            f"{HERE}:HERE",
+            f"{HERE}:missing",
+            f"{HERE}:__import__",
+            f"{HERE}:__builtins__",
+            f"{HERE}:",
+            f"{HERE}:plain.__globals__",
+            f"{HERE}:plain\x00",
+            ":plain",
+            "plain",
+            ":",
+            "",
+            "not_imported_module:plain",
+            "durableq.registry:name_of",
+            "durableq.queue:call",
+        ],
+    )
+    def test_a_stored_name_cannot_lead_out_of_the_app(self, registry: Registry, name: str) -> None:
+        assert registry.find(name) is None
+
+    def test_a_name_is_not_imported(self, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "trap.py").write_text("raise SystemExit('imported by a stored name')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        assert registry.find("trap:work") is None
+        assert "trap" not in sys.modules
+
+    @pytest.mark.parametrize("name", ["not_resolvable", "takes_a_mailer"])
+    def test_a_stored_name_whose_function_can_no_longer_be_a_task_is_unknown(
+        self, registry: Registry, name: str
+    ) -> None:
+        """One such job must not stop a worker: it is left alone like any task that this app does not offer."""
+        assert registry.find(f"{HERE}:{name}") is None
+
+    def test_modules_that_misbehave_when_looked_at_are_passed_over(
+        self, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Lazy(types.ModuleType):
+            def __getattr__(self, name: str) -> Any:
+                raise ImportError(f"{name} needs a package that is not installed")
+
+        monkeypatch.setitem(sys.modules, "a_lazy_module", Lazy("a_lazy_module"))
+        monkeypatch.setitem(sys.modules, "an_empty_place", None)
+        assert registry.find(f"{HERE}:coroutine") is not None
+        assert registry.find("nowhere:nothing") is None
+
+
+class TestTaskModules:
+    def test_only_the_named_modules_hold_tasks(self) -> None:
+        registry = Registry(root_of_caller(), ["json"])
+        assert registry.task_for(json.dumps).name == "json:dumps"
+        assert registry.find("json:loads") is not None
+        with pytest.raises(InvalidTask, match="task_modules="):
+            registry.task_for(plain)
+
+    def test_a_module_may_be_given_itself(self) -> None:
+        registry = Registry(None, [tests.support])
+        assert registry.find("tests.support:eventually") is not None
+        with pytest.raises(InvalidTask):
+            registry.task_for(plain)
+
+    def test_named_modules_are_imported_at_the_start(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "jobs_of_mine.py").write_text("def work() -> None: ...\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        registry = Registry(None, ["jobs_of_mine"])
+        assert registry.find("jobs_of_mine:work") is None
+        registry.import_modules()
+        assert registry.find("jobs_of_mine:work") is not None
+        monkeypatch.delitem(sys.modules, "jobs_of_mine")
