@@ -104,6 +104,7 @@ class _Run:
     worker: Worker | None = None
     stop: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    stopped: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     error: BaseException | None = None
     working: asyncio.Task[None] | None = None
     process: int = dataclasses.field(default_factory=os.getpid)
@@ -346,6 +347,8 @@ class DurableQ:
             raise QueueNotRunning(
                 "durableq runs on asyncio; no asyncio event loop is running here (trio is not supported)"
             )
+        while self._run is not None and self._run.is_alive and self._run.loop is loop and self._run.users == 0:
+            await self._run.stopped.wait()
         if self._run is not None and self._run.is_alive:
             await self._join(self._run, loop)
             return
@@ -379,8 +382,11 @@ class DurableQ:
                 with contextlib.suppress(DurableQError, TimeoutError):
                     await asyncio.wait_for(run.storage.deregister(), _LEAVE_SECONDS)
         finally:
-            self._run = None
-            await run.storage.close()
+            try:
+                await run.storage.close()
+            finally:
+                self._run = None
+                run.stopped.set()
 
     @property
     def collector(self) -> Callable[..., Any]:
@@ -457,8 +463,10 @@ class DurableQ:
 
     async def _has_runnable(self, run: _Run) -> bool:
         names = run.storage.names()
+        served = self.settings.queues
+        queues = names.queues if served is None else names.queues & frozenset(served)
         tasks = [name for name in names.tasks if self._registry.find(name) is not None]
-        return await run.storage.has_runnable(names.queues, tasks)
+        return await run.storage.has_runnable(queues, tasks)
 
 
 collector_factory: Callable[[DurableQ], Callable[..., Any]] | None = None

@@ -7,8 +7,8 @@ as there is either. Shutdown takes ``grace`` plus at most a second, whatever tas
 import asyncio
 import contextlib
 import random
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final, TypeVar
 
 import anyio
 
@@ -31,6 +31,7 @@ _LAST_WRITES_SECONDS: Final = 0.3
 _FIRST_BACKOFF_SECONDS: Final = 0.05
 _LONGEST_BACKOFF_SECONDS: Final = 2.0
 
+T = TypeVar("T")
 Settled = list[tuple[Lease, Outcome]]
 
 
@@ -54,7 +55,7 @@ class Worker:
         self._worker_id = 0
         self._runners: dict[str, Runner] = {
             "loop": LoopRunner(options.concurrency),
-            "thread": ThreadRunner(options.threads),
+            "thread": ThreadRunner(options.threads, self._wake.set),
         }
         self._settler = Settler(emitter, self._wake.set)
         self._executor = Executor(
@@ -153,16 +154,23 @@ class Worker:
         return self._claimer.request(runs_a_suspect=self._executor.runs_a_suspect)
 
     async def _exchange(self, batch: Settled, claim: ClaimRequest | None) -> Exchanged:
-        """Try until it works: outcomes stay in memory, so that a full disk does not make work be done again."""
-        backoff = _FIRST_BACKOFF_SECONDS
-        while True:
+        async def exchange() -> Exchanged:
             self._is_claiming = claim is not None
             try:
                 return await self._storage.exchange(batch, claim)
-            except StorageError as error:
-                self._emitter.emit(StorageTrouble("settling and claiming jobs", error))
             finally:
                 self._is_claiming = False
+
+        return await self._insistently("settling and claiming jobs", exchange)
+
+    async def _insistently(self, doing: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try until it works: outcomes stay in memory, so that a full disk does not make work be done again."""
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            try:
+                return await attempt()
+            except StorageError as error:
+                self._emitter.emit(StorageTrouble(doing, error))
             await asyncio.sleep(backoff * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
             backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
 
@@ -182,7 +190,7 @@ class Worker:
         """All leases in memory; called on the heartbeat's thread."""
         if self._is_claiming:
             return None
-        return {lease.key for lease in self._executor.leases} | set(self._settler.leases)
+        return {lease.key for lease in self._executor.leases} | self._settler.held
 
     def _note_eviction(self) -> None:
         self._is_evicted = True
@@ -194,10 +202,13 @@ class Worker:
         for lease in await self._executor.give_up():
             self._emitter.emit(LeaseLost(lease))
         self._settler.forget_all()
-        await self._storage.deregister()
-        self._worker_id = await self._storage.register(self._wake_up)
+        await self._insistently("registering anew", self._register_again)
         self._is_evicted = False
         self._claimer.there_may_be_work()
+
+    async def _register_again(self) -> None:
+        await self._storage.deregister()
+        self._worker_id = await self._storage.register(self._wake_up)
 
     # -- the end -------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ CANCELLATION_SECONDS: Final = 0.4
 class _Running:
     lease: Lease
     runner: Runner
+    has_begun: bool = False
     given_up: bool = False
     """We cancelled it ourselves; what it still does has no outcome."""
     task: asyncio.Task[None] | None = None
@@ -55,14 +56,16 @@ class Executor:
         self._max_result_bytes = max_result_bytes
         self._finished = finished
         self._running: dict[LeaseKey, _Running] = {}
+        self._leaving: dict[LeaseKey, _Running] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._suspects = 0
 
     @property
     def leases(self) -> tuple[Lease, ...]:
-        """What is running now."""
-        return tuple(running.lease for running in self._running.values())
+        """What is running now, or still cleaning up. May be asked from another thread."""
+        held = self._leaving.copy() | self._running.copy()
+        return tuple(running.lease for running in held.values())
 
     @property
     def runs_a_suspect(self) -> bool:
@@ -93,26 +96,38 @@ class Executor:
     async def give_up(self) -> list[Lease]:
         """Cancel all that runs and return its leases. Waits a moment for clean-up, then leaves it behind."""
         given_up = list(self._running.values())
-        self._running.clear()
+        self._leaving = self._running
+        self._running = {}
         self._idle.set()
-        tasks = []
-        for running in given_up:
-            running.given_up = True
-            if running.task is not None and not running.task.done():
-                running.task.cancel()
-                tasks.append(running.task)
+        tasks = [task for running in given_up if (task := self._cancel(running)) is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=CANCELLATION_SECONDS)
+            _, stubborn = await asyncio.wait(tasks, timeout=CANCELLATION_SECONDS)
+            for task in stubborn:
+                _leave_behind(task)
+        for running in given_up:
+            if not running.has_begun:
+                self._free_slot(running)  # its task was cancelled before its first step, and never will
+        self._leaving = {}
         return [running.lease for running in given_up]
 
+    def _cancel(self, running: _Running) -> asyncio.Task[None] | None:
+        running.given_up = True
+        if running.task is not None:
+            running.task.cancel()
+        return running.task
+
+    def _free_slot(self, running: _Running) -> None:
+        running.runner.occupied -= 1
+        self._suspects -= running.lease.crashes > 0
+
     async def _run(self, running: _Running, task: AnyTask) -> None:
+        running.has_begun = True
         try:
             if self._emitter.wants(JobStarted):
                 self._emitter.emit(JobStarted(running.lease))
             outcome = await self._outcome(running, task)
         finally:
-            running.runner.occupied -= 1
-            self._suspects -= running.lease.crashes > 0
+            self._free_slot(running)
         if running.given_up:
             return
         del self._running[running.lease.key]
@@ -129,6 +144,8 @@ class Executor:
             args, kwargs = task.codec.decode(lease.args_json)
         except InvalidArguments as error:
             return _dead("durableq.InvalidArguments", f"{error}; edit the arguments and retry")
+        except BaseException as error:  # a validator of the app, broken
+            return self._after_error(lease, error, task)
         try:
             value = await running.runner.run(task.function, args, kwargs)
         except BaseException as error:
@@ -142,9 +159,15 @@ class Executor:
         now = self._clock.wall()
         try:
             return decisions.after_error(lease, error, task.settings.retry, now)
-        except Exception:
+        except BaseException:
             logger.exception("the retry policy of %s raised; the default policy decides", lease.task)
             return decisions.after_error(lease, error, DEFAULT_POLICY, now)
+
+
+def _leave_behind(task: asyncio.Task[None]) -> None:
+    """Let a task that swallows its cancellation hold nobody: asyncio.run would wait for it for ever."""
+    logger.error("a job of %s does not end though it was cancelled; it is left behind", task.get_name())
+    asyncio._unregister_task(task)  # documented under "Extending", for those who make tasks of their own
 
 
 def _dead(kind: str, message: str) -> Dead:

@@ -103,4 +103,4 @@ class Heartbeat:
         frame = sys._current_frames().get(self._loop_thread)
         task = asyncio.current_task(self._loop)
         name = task.get_name() if task is not None else "no task"
-        return f"{name}\n{''.join(traceback.format_stack(frame, limit=-4)) if frame else ''}"
+        return f"{name}\n{''.join(traceback.format_stack(frame, limit=4)) if frame else ''}"

@@ -54,7 +54,7 @@ class _Call:
     def __init__(self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
         self.function = function
         self.loop = loop
-        self.future: asyncio.Future[Any] = loop.create_future()
+        self.future: asyncio.Future[None] = loop.create_future()
         self.value: Any = None
         self.error: BaseException | None = None
         self.abandoned = False
@@ -68,9 +68,11 @@ class ThreadRunner:
     being a daemon, it does not hold the process.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, freed: Callable[[], None] = lambda: None) -> None:
+        """``freed`` is called on the loop when the thread of a job that was given up has ended after all."""
         self.occupied = 0
         self._limit = limit
+        self._freed = freed
         self._abandoned = 0
         self._idle = 0
         self._threads = 0
@@ -87,14 +89,16 @@ class ThreadRunner:
         call = _Call(partial(context.run, function, *args, **kwargs), asyncio.get_running_loop())
         self._hand_over(call)
         try:
-            value = await call.future
+            await call.future
         except asyncio.CancelledError:
             if not call.finished:
                 call.abandoned = True
                 self._abandoned += 1
             raise
+        if call.error is not None:
+            raise call.error
         # A plain function that wraps an async one hands out its coroutine: run it where it belongs.
-        return await value if inspect.isawaitable(value) else value
+        return await call.value if inspect.isawaitable(call.value) else call.value
 
     def stop(self) -> None:
         for _ in range(self._threads):
@@ -136,11 +140,7 @@ class ThreadRunner:
         self._idle += 1
         if call.abandoned:
             self._abandoned -= 1
-        elif call.future.done():
-            pass  # cancelled in this very turn of the loop
-        elif isinstance(call.error, StopIteration):  # a future refuses it; a coroutine would turn it into this too
-            call.future.set_exception(RuntimeError("the task raised StopIteration"))
-        elif call.error is not None:
-            call.future.set_exception(call.error)
-        else:
-            call.future.set_result(call.value)
+            self._freed()
+        elif not call.future.done():  # it is when the job was cancelled in this very turn of the loop
+            # Not as the future's exception: asyncio treats some kinds, GeneratorExit for one, in ways of its own.
+            call.future.set_result(None)

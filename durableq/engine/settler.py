@@ -46,8 +46,9 @@ class Settler:
         self._finished.clear()
 
     @property
-    def leases(self) -> tuple[LeaseKey, ...]:
-        return tuple(self._finished)
+    def held(self) -> set[LeaseKey]:
+        """What waits to be settled. May be asked from another thread."""
+        return {*self._finished.copy()}
 
     @property
     def is_empty(self) -> bool:

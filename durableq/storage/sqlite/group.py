@@ -125,8 +125,8 @@ class Transact(_Operation):
 
     reply: Reply
     run: Callable[[sqlite3.Connection], Any]
-    makes_work: bool = False
-    """Whether it may leave jobs that can be claimed."""
+    makes_work: Callable[[Any], bool] | None = None
+    """Tells from the answer whether jobs were left that can be claimed."""
     solitary: bool = False
 
     @property
@@ -250,8 +250,9 @@ class GroupRunner:
             return self._insert(connection, [operation], effects)
         if isinstance(operation, Exchange):
             return self._exchange(connection, operation, effects, careful=True)
-        effects.made_work |= operation.makes_work
-        return operation.run(connection)
+        result = operation.run(connection)
+        effects.made_work |= operation.makes_work is not None and operation.makes_work(result)
+        return result
 
     def _insert(self, connection: sqlite3.Connection, inserts: list[Insert], effects: Effects) -> None:
         jobs = inserts[0].rows

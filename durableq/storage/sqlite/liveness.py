@@ -8,9 +8,9 @@ that was not itself held up: after any outage longer than a lease, everybody's l
 import sqlite3
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from durableq.clock import Clock
+from durableq.clock import SECOND, Clock
 from durableq.errors import StorageUnusable
 from durableq.models import Lease, LeaseKey, Outcome, Reaped, Released
 from durableq.storage.protocol import Decide
@@ -30,6 +30,26 @@ class _Foreign:
     expires_at: int | None
 
 
+class Renewal(NamedTuple):
+    """What a renewal found."""
+
+    holds: bool
+    missing: frozenset[LeaseKey] = frozenset()
+    """Rows that name this worker but are not in its memory."""
+    handed_back: int = 0
+
+
+class Watch(NamedTuple):
+    """What a reaper remembers between its looks: when the latest one was *committed*, and whether it may judge.
+
+    A look that could not be committed does not count: in an outage nobody's renewal gets through, and whoever took
+    its own failed looks for watching would find everybody else dead when it ends.
+    """
+
+    looked_at: int | None = None
+    trusts_expiry_from: int = 0
+
+
 class Liveness:
     """One worker's view of all workers on a file. Its methods run inside the writer's transactions."""
 
@@ -39,8 +59,8 @@ class Liveness:
         self._locks = locks
         self._lease = lease
         self._heartbeat = heartbeat
-        self._last_look: int | None = None
-        self._trust_expiry_from = 0
+        # A pause of our own that is longer than this may have been everybody's.
+        self._longest_pause = max(heartbeat, SECOND)
         self._foreign: dict[int, _Foreign] = {}
 
     def register(self, connection: sqlite3.Connection, *, leases: bool) -> int:
@@ -75,7 +95,7 @@ class Liveness:
         expires_at: int,
         held: Collection[LeaseKey] | None,
         missing_before: Collection[LeaseKey],
-    ) -> tuple[bool, frozenset[LeaseKey]]:
+    ) -> "Renewal":
         """Prolong the lease; False when this worker has been reaped. A late renewal cannot take a lease back.
 
         Also hands back, uncounted, what names this worker but is not in its memory: a committed claim whose answer
@@ -85,47 +105,48 @@ class Liveness:
         """
         values = {"worker_id": self.worker_id, "expires_at": expires_at}
         if connection.execute(SQL["renew_worker"], values).rowcount == 0:
-            return False, frozenset()
+            return Renewal(holds=False)
         if held is None or self.worker_id is None:
-            return True, frozenset()
+            return Renewal(holds=True)
         leases = rows.leases_of_worker(connection, SQL["leases_of_worker"], self.worker_id)
         missing = [lease for lease in leases if lease.key not in held]
-        self._hand_back(connection, [lease for lease in missing if lease.key in missing_before])
-        return True, frozenset(lease.key for lease in missing)
+        handed_back = [lease for lease in missing if lease.key in missing_before]
+        self._hand_back(connection, handed_back)
+        return Renewal(True, frozenset(lease.key for lease in missing), len(handed_back))
 
-    def reap(self, connection: sqlite3.Connection, decide: Decide) -> list[Reaped]:
-        """Take back what dead workers held: each job through ``decide``, in this transaction."""
+    def reap(self, connection: sqlite3.Connection, decide: Decide, watch: Watch) -> tuple[list[Reaped], Watch]:
+        """Take back what dead workers held: each job through ``decide``, in this transaction.
+
+        Returns what to remember until the next look, to be kept only if this one is committed.
+        """
         now = self._clock.boot()  # read after BEGIN: waiting for the lock counts as being held up
-        self._renew_before_judging(connection, now)
-        return [
-            self._bury(connection, worker_id, reason, decide)
-            for worker_id, reason in self._dead_workers(connection, now)
-        ]
-
-    def _renew_before_judging(self, connection: sqlite3.Connection, now: int) -> None:
-        if self._last_look is None or now - self._last_look > self._heartbeat:
-            self._trust_expiry_from = now + self._heartbeat
-        self._last_look = now
-        if self.worker_id is not None:
+        if watch.looked_at is None or now - watch.looked_at > self._longest_pause:
+            watch = watch._replace(trusts_expiry_from=now + self._heartbeat)
+        if self.worker_id is not None:  # renew before judging others
             connection.execute(SQL["renew_worker"], {"worker_id": self.worker_id, "expires_at": now + self._lease})
+        dead = self._dead_workers(connection, now, may_judge=now >= watch.trusts_expiry_from)
+        reaped = [self._bury(connection, worker_id, reason, decide) for worker_id, reason in dead]
+        return reaped, watch._replace(looked_at=now)
 
-    def _dead_workers(self, connection: sqlite3.Connection, now: int) -> list[tuple[int, str]]:
+    def _dead_workers(self, connection: sqlite3.Connection, now: int, *, may_judge: bool) -> list[tuple[int, str]]:
         dead = []
         for worker_id, _, boot_id, expires_at in connection.execute(SQL["list_workers"]).fetchall():
             if worker_id == self.worker_id:
                 continue
-            reason = self._why_dead(worker_id, boot_id, expires_at, now)
+            reason = self._why_dead(worker_id, boot_id, expires_at, now, may_judge=may_judge)
             if reason is not None:
                 dead.append((worker_id, reason))
         strays = connection.execute(SQL["strays"]).fetchall()
         return dead + [(worker_id, PROCESS_DIED) for (worker_id,) in strays]
 
-    def _why_dead(self, worker_id: int, boot_id: str, expires_at: int | None, now: int) -> str | None:
+    def _why_dead(
+        self, worker_id: int, boot_id: str, expires_at: int | None, now: int, *, may_judge: bool
+    ) -> str | None:
         if boot_id != self._clock.boot_id():
             return self._why_dead_abroad(worker_id, expires_at, now)
         if self._locks.is_free(worker_id):
             return PROCESS_DIED
-        if expires_at is not None and expires_at < now and now >= self._trust_expiry_from:
+        if expires_at is not None and expires_at < now and may_judge:
             return LEASE_EXPIRED
         return None
 

@@ -31,7 +31,7 @@ from durableq.storage.protocol import Decide, Exchanged, WakeUp
 from durableq.storage.sqlite import host, rows, transitions
 from durableq.storage.sqlite.connection import Location
 from durableq.storage.sqlite.group import HEAVY, Addition, Exchange, Operation, Transact, make_insert
-from durableq.storage.sqlite.liveness import Liveness
+from durableq.storage.sqlite.liveness import Liveness, Renewal, Watch
 from durableq.storage.sqlite.reader import Reader
 from durableq.storage.sqlite.replies import FutureReply, Reply, ThreadReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
@@ -58,6 +58,7 @@ class SqliteStorage:
         self._reader: Reader
         self._liveness: Liveness
         self._doorbell: host.Doorbell | None = None
+        self._watch = Watch()
         self._missing: frozenset[LeaseKey] = frozenset()
         """Rows that named this worker but were not in its memory at the latest renewal."""
         self._additions: list[Addition] = []
@@ -117,7 +118,7 @@ class SqliteStorage:
         writer.unlisten(self)
         self._take_down_doorbell()
         try:
-            await self._transact(self._liveness.deregister, makes_work=True)
+            await self._transact(self._liveness.deregister, makes_work=_always)
         finally:
             # Should the row have stayed, the freed byte lets any other worker reap it at once.
             self._liveness.let_go()
@@ -184,12 +185,14 @@ class SqliteStorage:
     def renew(self, expires_at: int, held: Collection[LeaseKey] | None) -> bool:
         reply = ThreadReply()
         run = partial(self._liveness.renew, expires_at=expires_at, held=held, missing_before=self._missing)
-        self._writer.submit(Transact(reply=reply, run=run, urgent=True))
-        holds, self._missing = reply.wait()
-        return bool(holds)
+        self._writer.submit(Transact(reply=reply, run=run, urgent=True, makes_work=_handed_back))
+        renewal: Renewal = reply.wait()
+        self._missing = renewal.missing
+        return renewal.holds
 
     async def reap(self, decide: Decide) -> list[Reaped]:
-        reaped: list[Reaped] = await self._transact(partial(self._liveness.reap, decide=decide))
+        run = partial(self._liveness.reap, decide=decide, watch=self._watch)
+        reaped, self._watch = await self._transact(run, makes_work=_took_jobs_back)
         for worker in reaped:
             host.remove_doorbell(self._location.directory, worker.worker_id)
         return reaped
@@ -241,14 +244,14 @@ class SqliteStorage:
 
     async def retry(self, job_id: str, *, who: str, args_json: str | None = None) -> Job[Any]:
         run = partial(transitions.retry, job_id=job_id, now=self._clock.wall(), who=who, args_json=args_json)
-        return await self._transact(run, makes_work=True)
+        return await self._transact(run, makes_work=_always)
 
     async def retry_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
         retried = 0
         while retried < limit:  # in pieces, so that no transaction of people holds up those of jobs
             piece = min(RETRY_AT_ONCE, limit - retried)
             run = partial(transitions.retry_matching, where=where, now=self._clock.wall(), who=who, limit=piece)
-            found = await self._transact(run, makes_work=True)
+            found = await self._transact(run, makes_work=_always)
             retried += found
             if found < piece:
                 break
@@ -263,7 +266,11 @@ class SqliteStorage:
     # ------------------------------------------------------------------------------------------------------
 
     async def _transact(
-        self, run: Callable[[sqlite3.Connection], T], *, makes_work: bool = False, solitary: bool = False
+        self,
+        run: Callable[[sqlite3.Connection], T],
+        *,
+        makes_work: Callable[[T], bool] | None = None,
+        solitary: bool = False,
     ) -> T:
         reply = FutureReply(self._loop)
         self._submit(Transact(reply=reply, run=run, makes_work=makes_work, solitary=solitary))
@@ -316,6 +323,18 @@ class SqliteStorage:
 def _due(settled: tuple[Lease, Outcome]) -> int | None:
     outcome = settled[1]
     return outcome.run_at if isinstance(outcome, Retry) else None
+
+
+def _always(_: object) -> bool:
+    return True
+
+
+def _took_jobs_back(result: tuple[list[Reaped], Watch]) -> bool:
+    return any(worker.leases for worker in result[0])
+
+
+def _handed_back(renewal: Renewal) -> bool:
+    return renewal.handed_back > 0
 
 
 def _no_schema(name: str) -> str | None:

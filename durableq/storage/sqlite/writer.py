@@ -45,7 +45,7 @@ from durableq.storage.sqlite.group import (
     without_claims,
 )
 from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, Inbox
-from durableq.storage.sqlite.lookout import Lookout
+from durableq.storage.sqlite.lookout import LOOK_SECONDS, Lookout
 from durableq.storage.sqlite.replies import LoopCalls
 
 logger = logging.getLogger("durableq.storage")
@@ -74,6 +74,7 @@ class Writer:
         self._ringer = host.Ringer(location.directory)
         self._runner = GroupRunner(clock.wall)
         self.lookout = Lookout(clock, self._runner, self._ringer, self._calls)
+        self._is_connected = False
         self._closing = False
         self._broken: DurableQError | None = None
         self._connection: sqlite3.Connection
@@ -175,23 +176,32 @@ class Writer:
             except BaseException:
                 self._connection.close()
                 raise
+            self._is_connected = True
 
     def _serve(self) -> None:
         while True:
-            self._inbox.gather(0.0 if self._closing else self.lookout.sleep_seconds())
+            self._inbox.gather(self._sleep_seconds())
             self._refuse(self._inbox.expired())
             group = self._inbox.next_group()
             if group:
                 self._write(group)
                 self._calls.flush()
-                self._checkpointer.maybe(self._guard.wal_bytes)
+                if self._is_connected:
+                    self._checkpointer.maybe(self._guard.wal_bytes)
                 if self.lookout.others:
                     time.sleep(GAP_SECONDS)
             elif self._closing and self._inbox.is_empty():
                 return
             self._look()
 
+    def _sleep_seconds(self) -> float | None:
+        if self._closing:
+            return 0.0
+        return self.lookout.sleep_seconds() if self._is_connected else LOOK_SECONDS
+
     def _look(self) -> None:
+        if not self._is_connected:
+            return
         try:
             self._checkpointer.note(self.lookout.look(self._connection))
         except sqlite3.Error as error:
@@ -210,15 +220,19 @@ class Writer:
         self.closed.set_result(None)
 
     def _disconnect(self) -> None:
-        with contextlib.suppress(sqlite3.Error):
-            self._checkpointer.close()
-            self._connection.close()
+        if self._is_connected:
+            self._is_connected = False
+            with contextlib.suppress(sqlite3.Error):
+                self._checkpointer.close()
+                self._connection.close()
 
     # -- one transaction -----------------------------------------------------------------------------------
 
     def _write(self, group: list[Operation]) -> None:
         """Begin, run, commit, answer. Every operation of the group is answered, on every path."""
         try:
+            if not self._is_connected:
+                self._open()
             self._begin(group)
             if group:
                 answers, effects = self._run_and_commit(group)
@@ -295,7 +309,7 @@ class Writer:
         return answers, effects
 
     def _roll_back(self) -> None:
-        if self._connection.in_transaction:
+        if self._is_connected and self._connection.in_transaction:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
 
@@ -353,17 +367,10 @@ class Writer:
         elif isinstance(error, sqlite3.Error) and is_fatal(error):
             self._broken = translated(error, self.location)
         elif isinstance(error, OutcomeUnknown):
-            self._reopen()
+            # Trust nothing that this connection remembers. The next group opens a new one, if it can by then.
+            self._disconnect()
         if self._broken is not None:
             logger.critical("%s", self._broken)
-
-    def _reopen(self) -> None:
-        """After an I/O error that nobody can interpret, trust nothing that the old connection remembers."""
-        self._disconnect()
-        try:
-            self._open()
-        except DurableQError as error:
-            self._broken = error
 
 
 def _unknown(error: OutcomeUnknown, addition: Addition) -> OutcomeUnknown:

@@ -1,0 +1,115 @@
+"""The executor by itself: what it tells the heartbeat, and what it leaves when its jobs are given up."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from durableq.clock import SystemClock
+from durableq.codec import checksum
+from durableq.engine.executor import Executor
+from durableq.engine.runners import LoopRunner
+from durableq.events import Emitter
+from durableq.models import Lease, Outcome
+from durableq.registry import Registry
+
+
+class Bench:
+    """An executor with one runner; what it hands on is kept."""
+
+    def __init__(self) -> None:
+        self.registry = Registry(None)
+        self.runner = LoopRunner(1_000_000)
+        self.outcomes: list[tuple[Lease, Outcome]] = []
+        self.executor = Executor(
+            registry=self.registry,
+            runners={"loop": self.runner},
+            emitter=Emitter(),
+            clock=SystemClock(),
+            max_result_bytes=1000,
+            finished=lambda lease, outcome: self.outcomes.append((lease, outcome)),
+        )
+        self._seq = 0
+
+    def register(self, function: Callable[..., Any], name: str) -> None:
+        self.registry.register(function, name=name, options={})
+
+    def start(self, name: str, crashes: int = 0) -> Lease:
+        self._seq += 1
+        lease = Lease(self._seq, 1, str(self._seq), name, "default", "{}", checksum("{}"), 1, 5, crashes, 0)
+        self.executor.start(lease)
+        return lease
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture
+def impatient_threads() -> Iterator[None]:
+    """Let threads interrupt one another as often as Python can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+async def _nothing() -> None: ...
+
+
+async def test_a_job_that_is_given_up_before_its_first_step_leaves_no_slot_occupied(bench: Bench) -> None:
+    bench.register(_nothing, "nothing")
+    lease = bench.start("nothing", crashes=1)
+    assert await bench.executor.give_up() == [lease]
+    assert (bench.runner.occupied, bench.executor.runs_a_suspect, bench.outcomes) == (0, False, [])
+
+
+async def test_what_is_given_up_counts_as_held_until_it_has_cleaned_up(bench: Bench) -> None:
+    """Or the heartbeat hands it back, and another worker starts it beside the clean-up."""
+    held_meanwhile: list[tuple[Lease, ...]] = []
+    is_running = asyncio.Event()
+
+    async def cleans_up() -> None:
+        is_running.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            held_meanwhile.append(bench.executor.leases)
+
+    bench.register(cleans_up, "cleans up")
+    lease = bench.start("cleans up")
+    await is_running.wait()
+    assert await bench.executor.give_up() == [lease]
+    assert held_meanwhile == [(lease,)]
+    assert bench.executor.leases == ()
+
+
+async def test_the_heartbeats_thread_may_ask_for_the_leases_at_any_moment(
+    bench: Bench, impatient_threads: None
+) -> None:
+    bench.register(_nothing, "nothing")
+    errors: list[RuntimeError] = []
+    stop = threading.Event()
+
+    def ask_without_end() -> None:
+        while not stop.is_set():
+            try:
+                _ = bench.executor.leases
+            except RuntimeError as error:
+                errors.append(error)
+
+    asking = threading.Thread(target=ask_without_end)
+    asking.start()
+    for _ in range(10):
+        for _ in range(1000):
+            bench.start("nothing")
+        await bench.executor.wait_idle(10)
+    stop.set()
+    asking.join()
+    assert errors == []
+    assert len(bench.outcomes) == 10_000
