@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer, to_json
+from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer, from_json, to_json
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from durableq.errors import InvalidArguments, InvalidTask, PayloadTooLarge, near
@@ -181,13 +181,13 @@ class ArgumentsCodec:
         for name, value in checked.items():
             try:
                 encoded = self._serializer.to_json({name: value}, warnings=False)
-                json.loads(encoded, parse_constant=_refuse_constant)
+                from_json(encoded, allow_inf_nan=False)
             except _UNENCODABLE as cause:
                 raise self._invalid(f"argument {name!r} cannot be stored as JSON: {_short(cause)}", name) from None
         if isinstance(error, ValidationError):  # it was written, but does not read back
             first = error.errors(include_url=False)[0]
-            name = str(first["loc"][0])
-            raise self._invalid(f"argument {name!r} would not come back from JSON: {first['msg']}", name)
+            blamed = str(first["loc"][0]) if first["loc"] else None
+            raise self._invalid(f"argument {blamed!r} would not come back from JSON: {first['msg']}", blamed)
         raise self._invalid(f"the arguments cannot be stored as JSON: {_short(error)}")
 
     def _refused(self, error: ValidationError) -> InvalidArguments:

@@ -16,7 +16,8 @@ from durableq.retry import DEFAULT_POLICY, RetryPolicy
 
 ENVIRONMENT_PREFIX: Final = "DURABLEQ_"
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Of a queue: up to 200 characters, none of them a control character."""
 Duration = Annotated[timedelta, Field(gt=timedelta(0))]
 Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
 
@@ -140,8 +141,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         text = environment.get(ENVIRONMENT_PREFIX + name.upper())
         if text is None:
             continue
-        if name == "queues":
-            found[name] = tuple(part.strip() for part in text.split(",") if part.strip())
+        if name == "queues":  # an empty list means all
+            found[name] = tuple(part.strip() for part in text.split(",") if part.strip()) or None
         else:
             found[name] = _seconds_or_text(text)
     return found

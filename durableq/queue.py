@@ -423,6 +423,8 @@ class DurableQ:
             )
             await run.worker.start()
         except BaseException:
+            with contextlib.suppress(DurableQError):
+                await run.storage.deregister()
             await run.storage.close()
             raise
         run.working = asyncio.create_task(run.worker.run(run.stop), name="durableq-worker")

@@ -204,6 +204,7 @@ class Worker:
         self._settler.forget_all()
         await self._insistently("registering anew", self._register_again)
         self._is_evicted = False
+        self._new_names = True  # nobody listened meanwhile
         self._claimer.there_may_be_work()
 
     async def _register_again(self) -> None:

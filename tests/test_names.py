@@ -88,6 +88,14 @@ def test_modules_side_by_side_belong_to_the_app_and_others_do_not(tmp_path: Path
     assert "does not belong to this app" in foreign
 
 
+def test_packages_installed_below_the_app_are_not_its_own(tmp_path: Path) -> None:
+    packages = tmp_path / ".venv" / "lib" / "site-packages"
+    write(packages / "vendor.py", "def foreign() -> None: ...\n")
+    write(tmp_path / "main.py", MAIN + "import vendor\nsay(vendor.foreign)\n")
+    [[_, _, foreign]] = started(tmp_path, ["main.py"], path=packages)
+    assert foreign.startswith("InvalidTask")
+
+
 def test_an_installed_app_does_not_take_its_neighbours_for_its_own(tmp_path: Path) -> None:
     packages = tmp_path / "site-packages"
     write(packages / "shop" / "__init__.py")

@@ -17,6 +17,7 @@ REAP_EVERY_SECONDS: Final = 0.4
 PRUNE_EVERY_SECONDS: Final = 60.0
 PRUNE_AT_ONCE: Final = 500
 _BREATH_SECONDS: Final = 0.05
+_AFTER_TROUBLE_SECONDS: Final = 1.0
 
 
 class Reaper:
@@ -34,11 +35,13 @@ class Reaper:
 
     async def run(self) -> None:
         while True:
+            pause = REAP_EVERY_SECONDS
             try:
                 await self.reap()
             except DurableQError as error:
                 self._emitter.emit(StorageTrouble("looking for dead workers", error))
-            await asyncio.sleep(REAP_EVERY_SECONDS)
+                pause = _AFTER_TROUBLE_SECONDS
+            await asyncio.sleep(pause)
 
     def _decide(self, lease: Lease, reason: str, charged: bool) -> Outcome:
         return after_crash(lease, reason, charged, self._max_crashes)

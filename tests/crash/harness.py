@@ -23,6 +23,7 @@ from tests.support import eventually_sync
 ROOT = Path(__file__).resolve().parents[2]
 APP = "tests.crash.app:app"
 START_SECONDS = 20.0
+RETRY_SECONDS = 0.05
 HTTP_ERRORS = (OSError, http.client.HTTPException)
 
 
@@ -200,6 +201,7 @@ class Clients:
                 status, body = response.status, response.read()
             except HTTP_ERRORS:
                 connection.close()
+                self._stop.wait(RETRY_SECONDS)  # the processor belongs to the server that is starting
                 continue
             if 200 <= status < 300:
                 self.acknowledged.extend(json.loads(body))

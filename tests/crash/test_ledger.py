@@ -79,7 +79,7 @@ class _Recovery:
     run: list[float] = field(default_factory=list)
     """Until it runs again in that process. Suspects run one at a time, so those behind others take longer."""
     resumed: list[float] = field(default_factory=list)
-    """Until the first of the interrupted jobs runs again; one for each kill."""
+    """Until the first job that a kill interrupted, this one or one before, runs again; one for each kill."""
 
 
 def _recovery(ledger: Ledger, killed: list[int]) -> _Recovery:
@@ -96,8 +96,13 @@ def _recovery(ledger: Ledger, killed: list[int]) -> _Recovery:
             recovery.runnable += [ledger.first("reaped", pid) - restarted_at] * len(interrupted)
             run_again = [again.started_at - restarted_at for _, again in interrupted if again and again.pid == pid]
             recovery.run += run_again
-            recovery.resumed += [min(run_again)] if run_again else []
+            recovery.resumed += _first_resumption(ledger, pid, restarted_at)
     return recovery
+
+
+def _first_resumption(ledger: Ledger, pid: int, restarted_at: float) -> list[float]:
+    again = [run.started_at for runs in ledger.runs.values() for run in runs if run.pid == pid and run.attempt > 1]
+    return [min(again) - restarted_at] if again else []
 
 
 def _report(clients: Clients, ledger: Ledger, recovery: _Recovery, dead: list[str]) -> None:

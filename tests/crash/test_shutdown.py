@@ -85,7 +85,8 @@ def test_a_second_sigterm_loses_nothing(site: Site) -> None:
 
 def test_a_second_sigint_loses_nothing_although_it_skips_the_lifespan(site: Site) -> None:
     with serving(site) as server:
-        ids = _add_and_await_start(server, "async_endless", "sync_endless")
+        # One job only: what is not given back has crashed its process, and those run one at a time.
+        ids = _add_and_await_start(server, "sync_endless")
         server.signal(signal.SIGINT)
         server.signal(signal.SIGINT)
         server.wait_exit(within=10)

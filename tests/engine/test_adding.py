@@ -12,7 +12,7 @@ from durableq import ConfigurationError, DurableQ, InvalidArguments, Job, JobSta
 from durableq.queue import BULK_BYTES, BULK_LIMIT
 from tests.engine.helpers import finished, sql
 from tests.engine.processes import ROOT
-from tests.support import eventually
+from tests.support import eventually, eventually_sync
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_script_adds_without_a_running_queue(database: Path) -> None:
     dq = DurableQ(database)
     jobs = [dq.add_task_sync(double, number) for number in range(3)]
     assert [row[0] for row in sql(database, "SELECT id FROM durableq_jobs ORDER BY seq")] == [job.id for job in jobs]
-    assert not [one for one in threading.enumerate() if one.name == "durableq-writer"], "nothing is left running"
+    eventually_sync(lambda: "durableq-writer" not in [thread.name for thread in threading.enumerate()])
 
 
 def test_what_a_script_of_its_own_has_added_a_worker_runs(database: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from durableq import DurableQ, JobState
+from durableq import DurableQ, Job, JobState
 from durableq.events import LeaseLost, LoopStalled, StorageTrouble, WorkerEvicted
 from tests.engine.helpers import collect, finished, sql
 from tests.engine.processes import program, stop_outside_of_transactions
@@ -115,6 +115,28 @@ async def test_an_evicted_worker_registers_anew_and_works_on(database: Path) -> 
         assert (await dq.get(job)).state is JobState.DEAD, "and its cancelled run changed nothing"
         [(worker_id, pid)] = sql(database, "SELECT id, pid FROM durableq_workers")
         assert (worker_id > 1, pid) == (True, os.getpid())
+
+
+async def test_a_name_that_comes_while_a_worker_registers_anew_is_learnt(database: Path) -> None:
+    dq = DurableQ(database, lease=2, heartbeat=0.1)
+    added: list[Job[None]] = []
+
+    @dq.task(name="never used before")
+    async def brief() -> None: ...
+
+    dq.events.subscribe(WorkerEvicted, lambda _: added.append(dq.add_task(brief).job))
+    async with dq.running():
+        sql(database, "DELETE FROM durableq_workers")
+        await eventually(lambda: added != [])
+        await finished(dq, await _stored(dq, added[0]), within=3)
+
+
+async def _stored(dq: DurableQ, job: Job[None]) -> Job[None]:
+    async def is_stored() -> bool:
+        return (await dq.list()).jobs != []
+
+    await eventually(is_stored)
+    return job
 
 
 async def test_a_reaped_worker_claims_nothing_before_it_has_registered_anew(database: Path) -> None:

@@ -57,7 +57,7 @@ async def test_stopping_what_does_not_run_does_nothing(database: Path) -> None:
     await dq.start()
     await dq.stop()
     await dq.stop()
-    assert not [thread for thread in threading.enumerate() if thread.name == "durableq-writer"]
+    eventually_sync(lambda: "durableq-writer" not in [thread.name for thread in threading.enumerate()])
 
 
 async def test_a_queue_may_be_started_again_on_the_same_loop(database: Path) -> None:

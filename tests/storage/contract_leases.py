@@ -24,6 +24,7 @@ from tests.storage.support import (
     settle,
     stored,
 )
+from tests.support import eventually
 
 
 async def renew(storage: Storage, clock: ManualClock, held: Collection[LeaseKey] | None) -> bool:
@@ -55,6 +56,19 @@ class Leases:
         for lease in leases:
             job = await stored(storage, lease.id)
             assert (job.state, job.attempt, job.crashes) == (JobState.QUEUED, 0, 0)
+
+    async def test_a_worker_that_left_is_not_woken(self, backend: Backend) -> None:
+        left: list[bool] = []
+        woken: list[bool] = []
+        leaving, staying = await backend.open(), await backend.open()
+        await leaving.register(left.append)
+        await staying.register(woken.append)
+        await leaving.deregister()
+        left.clear()
+        woken.clear()
+        await backend.added(staying)
+        await eventually(lambda: bool(woken))
+        assert left == []
 
     async def test_a_heartbeat_tells_whether_the_lease_still_stands(
         self, backend: Backend, storage: Storage, clock: ManualClock

@@ -18,7 +18,7 @@ from durableq.storage.sqlite import inbox, writer
 from durableq.storage.sqlite.group import Operation
 from durableq.testing import ManualClock
 from tests.storage.faults import record_statements, write_lock, write_lock_elsewhere
-from tests.storage.support import DONE, HEARTBEAT, LEASE, Backend, claim, runs_again, settle, stored
+from tests.storage.support import DEAD, DONE, HEARTBEAT, LEASE, Backend, claim, runs_again, settle, stored
 
 
 async def handed_over(futures: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:
@@ -26,6 +26,19 @@ async def handed_over(futures: list[asyncio.Future[None]]) -> list[asyncio.Futur
     for _ in range(3):
         await asyncio.sleep(0)
     return futures
+
+
+def tell_when_submitted(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Return an event that is set once a thread has brought an operation to a writer."""
+    submitted = threading.Event()
+    submit = writer.Writer.submit
+
+    def submit_and_tell(self: writer.Writer, operation: Operation) -> None:
+        submit(self, operation)
+        submitted.set()
+
+    monkeypatch.setattr(writer.Writer, "submit", submit_and_tell)
+    return submitted
 
 
 def commits(statements: list[str]) -> int:
@@ -79,14 +92,7 @@ class TestGroups:
     ) -> None:
         storage = await backend.worker()
         [lease] = await backend.claimed(storage)
-        submitted = threading.Event()
-        submit = writer.Writer.submit
-
-        def submit_and_tell(self: writer.Writer, operation: Operation) -> None:
-            submit(self, operation)
-            submitted.set()
-
-        monkeypatch.setattr(writer.Writer, "submit", submit_and_tell)
+        submitted = tell_when_submitted(monkeypatch)
         order: list[str] = []
         heavy = [backend.job(task="tasks:heavy") for _ in range(5_001)]
         with write_lock(backend.url):
@@ -101,6 +107,24 @@ class TestGroups:
             assert await asyncio.to_thread(submitted.wait, 10)
         await asyncio.gather(*first, *adding, settling, renewing)
         assert order[-1] == "heavy"
+
+    async def test_a_heartbeat_goes_before_whatever_else_waits(
+        self, backend: Backend, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        statements = record_statements(monkeypatch)
+        storage = await backend.worker()
+        with write_lock(backend.url):
+            adding = await handed_over([storage.insert([backend.job()])])
+            begun = len(statements)
+            for _ in range(60):  # more than two transactions take
+                adding += await handed_over([storage.insert([backend.job() for _ in range(60)])])
+            submitted = tell_when_submitted(monkeypatch)
+            renewing = asyncio.ensure_future(asyncio.to_thread(storage.renew, clock.boot() + to_micros(LEASE), None))
+            assert await asyncio.to_thread(submitted.wait, 10)
+        await asyncio.gather(*adding, renewing)
+        renewed = next(at for at, sql in enumerate(statements[begun:]) if sql.startswith("UPDATE durableq_workers"))
+        assert commits(statements[begun:]) >= 3
+        assert commits(statements[begun : begun + renewed]) <= 1, "only what had begun went before"
 
     async def test_a_heavy_add_has_a_transaction_of_its_own(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch
@@ -272,3 +296,14 @@ async def test_the_schema_of_a_tasks_arguments_is_stored_with_its_name(backend: 
     with contextlib.closing(sqlite3.connect(backend.url)) as outside:
         rows = outside.execute("SELECT name, arguments_schema FROM durableq_tasks ORDER BY name").fetchall()
     assert rows == [("tasks:a", '{"type": "object"}'), ("tasks:b", None)]
+
+
+async def test_nothing_of_a_job_that_is_gone_stays_in_the_file(backend: Backend, clock: ManualClock) -> None:
+    storage = await backend.worker()
+    deleted, pruned = await backend.finished(storage, DEAD, count=2)
+    await storage.delete(deleted.id, who="ann")
+    clock.advance(1)
+    assert await storage.prune(JobState.DEAD, clock.now, limit=10) == 1
+    assert await storage.get(pruned.id) is None
+    with contextlib.closing(sqlite3.connect(backend.url)) as outside:
+        assert outside.execute("SELECT count(*) FROM durableq_attempts").fetchone() == (0,)

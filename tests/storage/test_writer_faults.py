@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -308,6 +309,7 @@ def _forked(check: Callable[[], bool]) -> int:
         pid = os.fork()
     if pid == 0:
         status = 1
+        signal.alarm(10)  # a child that hangs fails the test instead of holding it up
         try:
             status = 0 if check() else 2
         finally:

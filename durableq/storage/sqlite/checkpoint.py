@@ -36,6 +36,7 @@ class Checkpointer:
         self._guard = connect(location)
         self._estimate = 0.0
         self._correction = 1.0
+        self._back_off = _TRY_AGAIN_SECONDS
         self._not_before = 0.0
         self._next_alarm = 0.0
 
@@ -71,8 +72,10 @@ class Checkpointer:
             self._correction = min(max(logged / max(self._estimate, 1.0), 0.2), 50.0)
         if moved >= logged:
             self._estimate = 0.0
+            self._back_off = _TRY_AGAIN_SECONDS
         else:
-            self._not_before = now + _BACKED_OFF_SECONDS  # a reader needs the old pages
+            self._not_before = now + self._back_off  # a reader needs the old pages
+            self._back_off = min(2 * self._back_off, _BACKED_OFF_SECONDS)
 
     def _alarm(self, now: float, wal_bytes: int) -> None:
         if now < self._next_alarm:

@@ -26,6 +26,8 @@ class Inbox:
     def __init__(self) -> None:
         self._arrivals: queue.SimpleQueue[Sequence[Operation]] = queue.SimpleQueue()
         self._waiting: deque[Operation] = deque()
+        self.is_idle = False
+        """Whether the writer sleeps, with nothing handed over to it."""
         self._latest = math.inf
         self._bytes = 0
         self._bytes_guard = threading.Lock()
@@ -44,13 +46,16 @@ class Inbox:
         begin_by = time.monotonic() + BEGIN_WITHIN_SECONDS
         for operation in operations:
             operation.begin_by = begin_by
+        self.is_idle = False
         self._arrivals.put(operations)
 
     def gather(self, timeout: float | None) -> None:
         """Take in what has arrived; when nothing waits, sleep up to ``timeout`` seconds until something does."""
         with contextlib.suppress(queue.Empty):
             if not self._waiting and (timeout is None or timeout > 0):
+                self.is_idle = self._arrivals.empty()
                 self._take_in(self._arrivals.get(timeout=timeout))
+                self.is_idle = False
             while True:
                 self._take_in(self._arrivals.get_nowait())
 

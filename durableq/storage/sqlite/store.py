@@ -61,6 +61,7 @@ class SqliteStorage:
         self._watch = Watch()
         self._missing: frozenset[LeaseKey] = frozenset()
         """Rows that named this worker but were not in its memory at the latest renewal."""
+        self._will_hand_over = False
         self._additions: list[Addition] = []
         self._outgoing: list[Operation] = []
 
@@ -132,10 +133,9 @@ class SqliteStorage:
     def insert(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[None]:
         reply = FutureReply(self._loop)
         addition = Addition(jobs, reply)
-        self._admit(addition.size)
+        self._writer.admit(addition.size)
         self._additions.append(addition)
-        if len(self._additions) >= TOGETHER:
-            self._hand_over()
+        self._hand_over_soon(at_once=len(self._additions) >= TOGETHER)
         return reply.future
 
     def insert_and_wait(self, jobs: Sequence[Job[Any]]) -> None:
@@ -278,20 +278,24 @@ class SqliteStorage:
         return answer
 
     def _submit(self, operation: Operation) -> None:
-        self._admit(operation.size)
+        self._writer.admit(operation.size)
         self._outgoing.append(operation)
+        self._hand_over_soon()
 
-    def _admit(self, size: int) -> None:
-        """Prepare to hand over: what one turn of the loop brings goes across together and shares a transaction.
+    def _hand_over_soon(self, *, at_once: bool = False) -> None:
+        """Bring what was admitted to the writer: at once when it sleeps, else at the end of this turn of the loop.
 
-        Waking the writer for each operation would make it contend with the loop for the interpreter lock, a dozen
-        times per transaction.
+        What one turn brings goes across together and shares a transaction. Waking the writer for each operation
+        would make it contend with the loop for the interpreter lock, a dozen times per transaction.
         """
-        self._writer.admit(size)
-        if not self._outgoing and not self._additions:
+        if at_once or self._writer.is_idle:
+            self._hand_over()
+        elif not self._will_hand_over:
+            self._will_hand_over = True
             self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
+        self._will_hand_over = False
         additions, self._additions = self._additions, []
         outgoing, self._outgoing = self._outgoing, []
         light = [addition for addition in additions if len(addition.jobs) <= HEAVY]

@@ -129,6 +129,11 @@ class Writer:
         return self._broken
 
     @property
+    def is_idle(self) -> bool:
+        """Whether the thread sleeps: what is handed over now is begun at once."""
+        return self._inbox.is_idle
+
+    @property
     def is_closing(self) -> bool:
         return self._closing
 
@@ -324,6 +329,8 @@ class Writer:
         """Put SQLite's errors among the results in durableq's words."""
         if isinstance(result, sqlite3.Error):
             return translated(result, self.location)
+        if isinstance(result, StorageUnusable):
+            self._break(result)  # found out by one operation, true for all: two kernels on one file, for instance
         return [self._plain(one) for one in result] if isinstance(result, list) else result
 
     def _fate(self, operation: Operation, error: Exception) -> Any:
@@ -363,14 +370,18 @@ class Writer:
 
     def _break_if_hopeless(self, error: Exception) -> None:
         if isinstance(error, StorageUnusable):
-            self._broken = error
+            self._break(error)
         elif isinstance(error, sqlite3.Error) and is_fatal(error):
-            self._broken = translated(error, self.location)
+            self._break(translated(error, self.location))
         elif isinstance(error, OutcomeUnknown):
             # Trust nothing that this connection remembers. The next group opens a new one, if it can by then.
             self._disconnect()
-        if self._broken is not None:
-            logger.critical("%s", self._broken)
+
+    def _break(self, error: DurableQError) -> None:
+        """Refuse everything from now on."""
+        if self._broken is None:
+            self._broken = error
+            logger.critical("%s", error)
 
 
 def _unknown(error: OutcomeUnknown, addition: Addition) -> OutcomeUnknown:
