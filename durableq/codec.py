@@ -27,6 +27,7 @@ _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSIT
 _UNENCODABLE: Final = (PydanticSerializationError, UnicodeError, ValueError, TypeError, RecursionError)
 _SURELY_READABLE: Final = 400
 """In so few bytes there is no integer, and no nesting, that is too large to be read back."""
+_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _NOT_STORABLE: Final = "durableq:not-storable"
 """The key of the marker that stands for a result which could not be stored."""
 
@@ -174,7 +175,7 @@ class ArgumentsCodec:
     def _is_plain_json(self, checked: Mapping[str, Any], encoded: bytes) -> bool:
         if b"NaN" in encoded or b"Infinity" in encoded:
             return False
-        return all(_is_json(checked[name]) for name in self._loose if name in checked)
+        return not any(name in checked and not _is_json(checked[name]) for name in self._loose)
 
     def _name_the_unencodable(self, checked: Mapping[str, Any], error: Exception) -> NoReturn:
         """Find the argument that is to blame by trying them one at a time, and raise its error."""
@@ -287,11 +288,15 @@ def _is_simple(hint: Any) -> bool:
 
 
 def _is_json(value: Any) -> bool:
+    """Whether a value is made of nothing but JSON's own types. (A loop, no generator: every add comes by here.)"""
     kind = type(value)
-    if kind is str or kind is int or kind is bool or kind is float or value is None:
+    if kind in _SCALARS:
         return True
     if kind is dict:
-        return all(type(key) is str and _is_json(part) for key, part in value.items())
+        for key, part in value.items():
+            if type(key) is not str or not (type(part) in _SCALARS or _is_json(part)):
+                return False
+        return True
     return kind is list and all(map(_is_json, value))
 
 
