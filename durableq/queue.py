@@ -10,18 +10,17 @@ import contextlib
 import dataclasses
 import logging
 import os
-import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from durableq.clock import Clock, SystemClock, to_datetime
-from durableq.errors import ConfigurationError, DurableQError, JobNotFound, QueueNotRunning
+from durableq.errors import ConfigurationError, JobNotFound, QueueNotRunning
 from durableq.events import Emitter
+from durableq.life import Life, Run, loop_here
 from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Page, new_job_id
 from durableq.observability.logs import log_events
 from durableq.options import QueueSettings, TaskSettings, queue_options
@@ -41,7 +40,6 @@ BULK_BYTES: Final = 64 * 1024 * 1024
 STATE_KEY: Final = "durableq"
 """Where a lifespan leaves its queues in the state of requests."""
 _DRAIN_LOOK_SECONDS: Final = 0.05
-_LEAVE_SECONDS: Final = 0.3
 
 StartUpHook = Callable[["DurableQ", Any], Awaitable[None]]
 """Called with a queue and the application whose lifespan starts it."""
@@ -92,29 +90,6 @@ def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
     return Call(fn, args, kwargs)
 
 
-@dataclasses.dataclass(eq=False)
-class _Run:
-    """Everything that lives from `running` to its end."""
-
-    loop: asyncio.AbstractEventLoop
-    storage: Storage
-    thread: int = dataclasses.field(default_factory=threading.get_ident)
-    """The loop's: cheaper to compare than the running loop, on the path of every add."""
-    users: int = 1
-    worker: Worker | None = None
-    stop: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    stopped: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    error: BaseException | None = None
-    working: asyncio.Task[None] | None = None
-    process: int = dataclasses.field(default_factory=os.getpid)
-
-    @property
-    def is_alive(self) -> bool:
-        """False for what a closed loop, or the parent of a forked process, left behind."""
-        return not self.loop.is_closed() and self.process == os.getpid()
-
-
 class DurableQ:
     """A durable task queue in one database file.
 
@@ -139,7 +114,7 @@ class DurableQ:
         self._registry = Registry(root_of_caller(), task_modules)
         self._make_storage = storage_factory(url_or_path, self.settings, self._clock)
         self._name = str(url_or_path)
-        self._run: _Run | None = None
+        self._life = Life(repr(self), self._new_storage, self._new_worker)
 
     def __repr__(self) -> str:
         return f"<DurableQ {self._name!r}>"
@@ -202,10 +177,11 @@ class DurableQ:
         Works without a running queue too: the file is then opened for this one call. Refused on an event loop's
         own thread, which it would block. Raises as `add_task`.
         """
-        if _loop_here() is not None:
+        if loop_here() is not None:
             raise QueueNotRunning("add_task_sync would block the event loop: here, use 'await dq.add_task(...)'")
         job = self.new_job(fn, args, kwargs)
-        storage = self._run.storage if self._run is not None else self._new_storage()
+        run = self._life.run
+        storage = self._new_storage() if run is None else run.storage
         storage.insert_and_wait((job,))
         return job
 
@@ -221,7 +197,7 @@ class DurableQ:
         """Hand over jobs made with `new_job`, all or none, at once; they are durable when the future is done."""
         if len(jobs) > 1:
             _check_bulk(jobs)
-        return self._run_here().storage.insert(jobs)
+        return self._life.here().storage.insert(jobs)
 
     def new_job(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[Any]:
         """Check and encode a call, and return the job that it would be. No I/O; nothing is stored yet."""
@@ -283,7 +259,7 @@ class DurableQ:
         What is scheduled ahead, a retry for instance, is not waited for. Raises `TimeoutError` after ``timeout``.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        run = self._run_here()
+        run = self._life.here()
         async with asyncio.timeout(seconds):
             while await self._has_runnable(run):
                 await _wait_a_moment(run.worker)
@@ -342,51 +318,16 @@ class DurableQ:
 
     async def start(self) -> None:
         """Open the storage and start the worker; `stop` is its end. Raises `StorageUnusable`, `QueueNotRunning`."""
-        loop = _loop_here()
-        if loop is None:
-            raise QueueNotRunning(
-                "durableq runs on asyncio; no asyncio event loop is running here (trio is not supported)"
-            )
-        while self._run is not None and self._run.is_alive and self._run.loop is loop and self._run.users == 0:
-            await self._run.stopped.wait()
-        if self._run is not None and self._run.is_alive:
-            await self._join(self._run, loop)
-            return
         self._registry.import_modules()
-        self._run = run = _Run(loop, self._new_storage())
-        try:
-            await self._open(run)
-        except BaseException as error:
-            run.error = error
-            self._run = None
-            raise
-        finally:
-            run.ready.set()
-        _running_queues(loop).append(self)
+        if await self._life.start():
+            _running_queues(asyncio.get_running_loop()).append(self)
 
     async def stop(self) -> None:
         """End what `start` began, once it was called as often as `start`. Never raises for what tasks do."""
-        run = self._run
-        if run is None:
-            return
-        run.users -= 1
-        if run.users > 0:
-            return
-        with contextlib.suppress(ValueError):
-            _running_queues(run.loop).remove(self)
-        try:
-            if run.working is not None:
-                run.stop.set()
-                await asyncio.wait([run.working])
-            if run.working is None or run.working.exception() is not None:
-                with contextlib.suppress(DurableQError, TimeoutError):
-                    await asyncio.wait_for(run.storage.deregister(), _LEAVE_SECONDS)
-        finally:
-            try:
-                await run.storage.close()
-            finally:
-                self._run = None
-                run.stopped.set()
+        if self._life.leave():
+            with contextlib.suppress(ValueError):
+                _running_queues(asyncio.get_running_loop()).remove(self)
+            await self._life.stop()
 
     @property
     def collector(self) -> Callable[..., Any]:
@@ -400,58 +341,24 @@ class DurableQ:
 
     # ------------------------------------------------------------------------------------------------------
 
-    async def _join(self, run: _Run, loop: asyncio.AbstractEventLoop) -> None:
-        if run.loop is not loop:
-            raise QueueNotRunning(f"{self!r} is already running on another event loop; stop it there first")
-        run.users += 1
-        await run.ready.wait()
-        if run.error is not None:
-            raise run.error
-
-    async def _open(self, run: _Run) -> None:
-        await run.storage.open()
-        try:
-            if not self.settings.worker:
-                await run.storage.register(None)
-                return
-            run.worker = Worker(
-                storage=run.storage,
-                registry=self._registry,
-                emitter=self.events,
-                clock=self._clock,
-                options=self.settings,
-            )
-            await run.worker.start()
-        except BaseException:
-            with contextlib.suppress(DurableQError):
-                await run.storage.deregister()
-            await run.storage.close()
-            raise
-        run.working = asyncio.create_task(run.worker.run(run.stop), name="durableq-worker")
-        run.working.add_done_callback(_log_a_defect)
-
     def _new_storage(self) -> Storage:
         storage = self._make_storage()
         storage.describe_tasks_with(self._registry.arguments_schema)
         return storage
 
-    def _run_here(self) -> _Run:
-        """Return what runs on this event loop, or say why nothing does."""
-        run = self._run
-        if run is not None and run.thread == threading.get_ident():
-            return run
-        loop = _loop_here()
-        if run is None:
-            raise QueueNotRunning(
-                f"{self!r} is not running; start it with FastAPI(lifespan=dq.lifespan), or inside "
-                "'async with dq.running():'. (TestClient runs the lifespan only as 'with TestClient(app) as client:')"
-            )
-        if loop is None:
-            raise QueueNotRunning(f"no event loop runs in this thread; use dq.add_task_sync(...) here ({self!r})")
-        raise QueueNotRunning(f"{self!r} is running on another event loop than this one")
+    def _new_worker(self, storage: Storage) -> Worker | None:
+        if not self.settings.worker:
+            return None
+        return Worker(
+            storage=storage,
+            registry=self._registry,
+            emitter=self.events,
+            clock=self._clock,
+            options=self.settings,
+        )
 
     def _storage_here(self) -> Storage:
-        return self._run_here().storage
+        return self._life.here().storage
 
     async def _edited(self, job_or_id: Job[Any] | str, args: Mapping[str, Any]) -> str:
         job = await self.get(job_or_id)
@@ -463,7 +370,7 @@ class DurableQ:
             )
         return task.codec.encode_object(args, self.settings.max_payload_bytes)
 
-    async def _has_runnable(self, run: _Run) -> bool:
+    async def _has_runnable(self, run: Run) -> bool:
         names = run.storage.names()
         served = self.settings.queues
         queues = names.queues if served is None else names.queues & frozenset(served)
@@ -480,7 +387,7 @@ _in_state: Final[weakref.WeakKeyDictionary[Any, list[DurableQ]]] = weakref.WeakK
 
 def queues_running_here() -> tuple[DurableQ, ...]:
     """Return the queues that run on this event loop."""
-    loop = _loop_here()
+    loop = loop_here()
     return () if loop is None else tuple(_running_queues(loop))
 
 
@@ -491,13 +398,6 @@ def _running_queues(loop: asyncio.AbstractEventLoop) -> list[DurableQ]:
 def _queues_of(owner: Any) -> list[DurableQ]:
     """The list that all lifespans of one app share: two that wrote the same key would hide one another."""
     return _in_state.setdefault(owner, [])
-
-
-def _loop_here() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _id_of(job_or_id: Job[Any] | str) -> str:
@@ -527,11 +427,3 @@ async def _wait_a_moment(worker: Worker | None) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_LOOK_SECONDS):
             await worker.settled.wait()
-
-
-def _log_a_defect(working: asyncio.Task[None]) -> None:
-    if not working.cancelled() and working.exception() is not None:
-        logger.critical("the worker stopped on a defect; jobs are stored but not run", exc_info=working.exception())
-
-
-LifespanManager = AbstractAsyncContextManager[dict[str, Any]]
