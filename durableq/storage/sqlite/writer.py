@@ -172,9 +172,9 @@ class Writer:
             self._connection = connect(self.location, check=True)
             try:
                 schema.migrate(self._connection, self._clock.wall())
-                self._checkpointer = Checkpointer(self._connection, self.location)
                 self.lookout.learn(self._connection)
                 self._guard = FileGuard(self.location)
+                self._checkpointer = Checkpointer(self._connection, self.location)
             except sqlite3.Error as error:
                 self._connection.close()
                 raise translated(error, self.location) from error
