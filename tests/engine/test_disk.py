@@ -103,7 +103,7 @@ def test_after_an_outage_longer_than_the_lease_nobody_takes_a_live_worker_for_de
         for _ in range(3):
             with _nothing_can_be_written(one, two, beyond=log.stat().st_size):
                 time.sleep(LEASE_SECONDS + 0.3)
-            time.sleep(0.8)
+            time.sleep(0.8)  # longer than a heartbeat: whoever judges wrongly does so now
         go.touch()
         eventually_sync(lambda: {_state(database, one_id) for one_id in ids} == {"succeeded"})
         assert [*one.events("reaped"), *two.events("reaped"), *one.events("evicted"), *two.events("evicted")] == []

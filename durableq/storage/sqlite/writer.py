@@ -239,16 +239,19 @@ class Writer:
             if not self._is_connected:
                 self._open()
             self._begin(group)
-            if group:
-                answers, effects = self._run_and_commit(group)
-                self._guard.check()
-                self._answer(group, answers)
-                self.lookout.announce(effects)
-                self._checkpointer.note(effects.changed_rows, effects.written_bytes)
+            if not group:
+                return
+            answers, effects = self._run_and_commit(group)
+            self._guard.check()
         except Exception as error:
             self._roll_back()
             self._break_if_hopeless(error)
             self._answer(group, [self._fate(one, error) for one in group])
+            return
+        # Outside of the try: what is committed must never be answered a second time, as a failure.
+        self._answer(group, answers)
+        self.lookout.announce(effects)
+        self._checkpointer.note(effects.changed_rows, effects.written_bytes)
 
     def _begin(self, group: list[Operation]) -> None:
         """Get the write lock, taking out of the group what has waited too long. BUSY: nothing has happened."""
