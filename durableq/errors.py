@@ -11,6 +11,17 @@
     ├── QueueNotRunning (RuntimeError)      no running queue to take the job
     ├── JobNotFound (LookupError)           no stored job has this id
     ├── JobConflict (RuntimeError)          the job's state does not allow this
+    │   ├── DuplicateJob                    another job holds this unique key
+    │   └── IdempotencyConflict             the idempotency key was used for other arguments
+    ├── JobFailed (RuntimeError)            the awaited job is dead
+    │   └── JobWasCancelled                 the awaited job was cancelled
+    ├── ResultUnavailable (LookupError)     the job succeeded, but its result was not kept
+    ├── AttemptFailed (RuntimeError)        an attempt ended for a reason outside of the task's own code
+    │   ├── AttemptTimedOut (TimeoutError)  it took longer than ``timeout`` or ``deadline`` allow
+    │   ├── WorkerDied                      its process died
+    │   └── CompletionRolledBack            complete_within's transaction was not committed
+    ├── NoCurrentJob (RuntimeError)         current_job() outside of a task
+    ├── TransactionRefused (RuntimeError)   within() cannot use this connection, or not now
     └── StorageError (RuntimeError)
         ├── NotStored                       nothing was written; trying again is safe
         │   ├── StorageBusy                 another holds the write lock, or too much is waiting
@@ -71,10 +82,83 @@ class JobNotFound(DurableQError, LookupError):
 class JobConflict(DurableQError, RuntimeError):
     """The job's state does not allow what was asked."""
 
+    state: str | None = None
+    """The state it is in; None where that is not what stands in the way."""
+
     def __init__(self, job_id: str, state: str, *, wanted: Sequence[str], action: str) -> None:
         super().__init__(f"cannot {action} job {job_id}: expected it to be {_either(wanted)}, it is {state}")
         self.job_id = job_id
         self.state = state
+
+
+class DuplicateJob(JobConflict):
+    """Another job holds this unique key, and the task says ``on_conflict="raise"``. Nothing was stored."""
+
+    def __init__(self, job_id: str, key: str) -> None:
+        RuntimeError.__init__(self, f"job {job_id} already holds the unique key {key!r}; nothing was stored")
+        self.job_id = job_id
+        self.key = key
+
+
+class IdempotencyConflict(JobConflict):
+    """The idempotency key was used before, for other arguments. Nothing was stored."""
+
+    def __init__(self, job_id: str) -> None:
+        RuntimeError.__init__(
+            self,
+            f"job {job_id} was stored under this idempotency key with other arguments; nothing was stored. "
+            "Repeat a request unchanged, or use a new key",
+        )
+        self.job_id = job_id
+
+
+class JobFailed(DurableQError, RuntimeError):
+    """The awaited job is dead. Its message holds the task's own error, and its traceback."""
+
+    def __init__(self, message: str, *, job_id: str, error_type: str, traceback: str) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.error_type = error_type
+        self.traceback = traceback
+        """The traceback of the last attempt, as text."""
+
+
+class JobWasCancelled(JobFailed):
+    """The awaited job was cancelled."""
+
+
+class ResultUnavailable(DurableQError, LookupError):
+    """The job succeeded, but its result was not kept, or is no longer."""
+
+
+class AttemptFailed(DurableQError, RuntimeError):
+    """An attempt ended for a reason outside of the task's own code."""
+
+
+class AttemptTimedOut(AttemptFailed, TimeoutError):
+    """The attempt took longer than ``timeout`` or ``deadline`` allow."""
+
+
+class WorkerDied(AttemptFailed):
+    """The process that ran the attempt died."""
+
+
+class CompletionRolledBack(AttemptFailed):
+    """The task returned, but the transaction of its ``complete_within`` was not committed."""
+
+
+class NoCurrentJob(DurableQError, RuntimeError):
+    """``current_job()`` was called outside of a task."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no job is running here: current_job() works inside a task that a worker runs (and what it awaits or "
+            "calls). In a unit test, call what needs no job, or run the task through a DurableQ"
+        )
+
+
+class TransactionRefused(DurableQError, RuntimeError):
+    """A transaction cannot carry jobs, or must not wait for the write lock that it holds itself."""
 
 
 class StorageError(DurableQError, RuntimeError):
