@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PORT ?= 8000
 
-.PHONY: help demo run test test-floor check format bench clean
+.PHONY: help demo payments run test test-floor check format bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: $(VENV)/ready ## Watch 200 sign-ups survive a kill -9
 	@$(BIN)/python -m examples.demo
+
+payments: $(VENV)/ready ## Watch orders and their callbacks balance, whatever the merchant does
+	@$(BIN)/python -m examples.payments
 
 run: $(VENV)/ready ## Serve the sign-up example on http://127.0.0.1:$(PORT)
 	@$(BIN)/python -m examples.signup --port $(PORT)

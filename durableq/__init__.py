@@ -5,61 +5,95 @@ committed to a SQLite file before the client has its answer; a worker in the sam
 keeps what cannot succeed as a dead letter.
 """
 
+from durableq.context import CurrentJob, current_job
+from durableq.dependencies import INJECTED
 from durableq.errors import (
+    AttemptFailed,
+    AttemptTimedOut,
     CollectorClosed,
+    CompletionRolledBack,
     ConfigurationError,
+    DuplicateJob,
     DurableQError,
     FileReplaced,
+    IdempotencyConflict,
     InvalidArguments,
     InvalidTask,
     JobConflict,
+    JobFailed,
     JobNotFound,
+    JobWasCancelled,
+    NoCurrentJob,
     NotStored,
     OutcomeUnknown,
     PayloadTooLarge,
     QueueNotRunning,
+    ResultUnavailable,
     SchemaTooNew,
     StorageBusy,
     StorageError,
     StorageFull,
     StorageUnusable,
+    TransactionRefused,
+    WorkerDied,
 )
-from durableq.models import Attempt, AuditEntry, Job, JobError, JobFilter, JobState, Page
+from durableq.models import Attempt, AuditEntry, Job, JobError, JobFilter, JobState, LogLine, Page, Progress
+from durableq.options import Unique
 from durableq.queue import Call, DurableQ, call
 from durableq.registry import Task
-from durableq.retry import RetryPolicy, wait_with_jitter
+from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze, wait_with_jitter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "INJECTED",
     "Attempt",
+    "AttemptFailed",
+    "AttemptTimedOut",
     "AuditEntry",
     "Call",
     "CollectorClosed",
+    "CompletionRolledBack",
     "ConfigurationError",
+    "CurrentJob",
+    "DuplicateJob",
     "DurableQ",
     "DurableQError",
     "FileReplaced",
+    "IdempotencyConflict",
     "InvalidArguments",
     "InvalidTask",
     "Job",
     "JobConflict",
     "JobError",
+    "JobFailed",
     "JobFilter",
     "JobNotFound",
     "JobState",
+    "JobWasCancelled",
+    "LogLine",
+    "NoCurrentJob",
     "NotStored",
     "OutcomeUnknown",
     "Page",
     "PayloadTooLarge",
+    "PermanentFailure",
+    "Progress",
     "QueueNotRunning",
+    "ResultUnavailable",
+    "Retry",
     "RetryPolicy",
     "SchemaTooNew",
+    "Snooze",
     "StorageBusy",
     "StorageError",
     "StorageFull",
     "StorageUnusable",
     "Task",
+    "TransactionRefused",
+    "Unique",
+    "WorkerDied",
     "call",
+    "current_job",
     "wait_with_jitter",
 ]

@@ -10,18 +10,21 @@ import json
 import types
 import typing
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, Final, NoReturn, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer, from_json, to_json
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from durableq.errors import InvalidArguments, InvalidTask, PayloadTooLarge, near
+from durableq.errors import ConfigurationError, InvalidArguments, InvalidTask, PayloadTooLarge, ResultUnavailable, near
 
 _CONFIG: Final = ConfigDict(
     extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"
 )
+_RESULTS: Final = ConfigDict(val_json_bytes="base64")
 _WRITING: Final = CoreConfig(ser_json_bytes="base64", ser_json_inf_nan="constants")
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNENCODABLE: Final = (PydanticSerializationError, UnicodeError, ValueError, TypeError, RecursionError)
@@ -33,14 +36,14 @@ _NOT_STORABLE: Final = "durableq:not-storable"
 
 
 class ArgumentsCodec:
-    """Checks, encodes and decodes the arguments of one function.
+    """Checks, encodes and decodes the arguments of one function, but for those that are ``injected`` when it runs.
 
     Raises `InvalidTask` when made for a function whose annotations pydantic cannot handle.
     """
 
-    def __init__(self, function: Callable[..., Any], task_name: str) -> None:
+    def __init__(self, function: Callable[..., Any], task_name: str, injected: frozenset[str] = frozenset()) -> None:
         self._task = task_name
-        parameters = inspect.signature(function).parameters.values()
+        parameters = [p for name, p in inspect.signature(function).parameters.items() if name not in injected]
         self._positional = tuple(p.name for p in parameters if p.kind in _POSITIONAL)
         self._positional_only = frozenset(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
         self._star = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
@@ -110,6 +113,14 @@ class ArgumentsCodec:
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON schema of the stored arguments."""
         return self._adapter.json_schema()
+
+    def require_names(self, names: Iterable[str], where: str) -> None:
+        """Raise `ConfigurationError` when the function has no argument of one of these names."""
+        for name in names:
+            if name not in self._names:
+                raise ConfigurationError(
+                    f"{self._task} has no argument {name!r}, named in {where}{near(name, self._names)}"
+                )
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = dict(zip(self._positional, args, strict=False))
@@ -204,6 +215,40 @@ class ArgumentsCodec:
 
     def _invalid(self, message: str, argument: str | None = None) -> InvalidArguments:
         return InvalidArguments(f"{self._task}: {message}", task=self._task, argument=argument)
+
+
+class ResultCodec:
+    """Rebuilds stored return values of one function to the type it declares."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any] | None:
+        try:
+            hint = typing.get_type_hints(inspect.unwrap(self._function), include_extras=True).get("return", Any)
+            try:
+                return TypeAdapter(hint, config=_RESULTS)
+            except PydanticUserError:  # a model, whose own configuration holds
+                return TypeAdapter(hint)
+        except Exception:  # what its author did not mean for pydantic comes back as JSON has it
+            return None
+
+    def decode(self, result_json: str | None) -> Any:
+        """Return the value. Raises `ResultUnavailable` for one that was not stored, or is not of the type."""
+        if result_json is None:
+            return None
+        value = from_json(result_json)
+        if isinstance(value, dict) and value.keys() == {_NOT_STORABLE}:
+            raise ResultUnavailable(f"the task succeeded, but its result was not stored: {value[_NOT_STORABLE]}")
+        if self._adapter is None:
+            return value
+        try:
+            return self._adapter.validate_json(result_json)
+        except ValidationError as error:
+            raise ResultUnavailable(
+                f"the stored result is not what the task declares to return: {_short(error)}"
+            ) from None
 
 
 def encode_result(value: Any, max_bytes: int) -> tuple[str | None, str | None]:

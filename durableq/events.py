@@ -34,6 +34,8 @@ class JobRetried:
     lease: Lease
     failure: Failure
     run_at: int | None
+    error: BaseException | None = None
+    """What was raised, when it was raised here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,35 @@ class JobDied:
 
     lease: Lease
     failure: Failure
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobCancelled:
+    """A job was ended because somebody asked for it, or because nobody started it in time."""
+
+    lease: Lease
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class JobSnoozed:
+    """A task asked to be run again at ``run_at`` (microseconds of wall time); the attempt is not counted."""
+
+    lease: Lease
+    run_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOverran:
+    """An attempt was stopped by its time limit, but its code goes on: a thread, or a task that swallows cancellation.
+
+    ``left_behind`` counts those of its runner that still go on.
+    """
+
+    lease: Lease
+    runner: str
+    left_behind: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Final
 
 from durableq.errors import DurableQError, QueueNotRunning
 from durableq.storage.protocol import Storage
+from durableq.waiting import FinishedJobs
 from durableq.worker import Worker
 
 logger = logging.getLogger("durableq")
@@ -39,6 +40,9 @@ class Run:
     ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     stopped: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     error: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.finished_jobs = FinishedJobs(self.storage)
 
     @property
     def is_alive(self) -> bool:
@@ -117,6 +121,7 @@ class Life:
             if run.working is not None:
                 run.stop.set()
                 await asyncio.wait([run.working])
+            run.finished_jobs.stop(QueueNotRunning(f"{self._name} has been stopped"))
             if run.working is None or run.working.exception() is not None:
                 with contextlib.suppress(DurableQError, TimeoutError):
                     await asyncio.wait_for(run.storage.deregister(), _LEAVE_SECONDS)

@@ -4,13 +4,16 @@ A *task* is a registered function; a *job* is one durable call of it, one row. C
 running a lease gives one `Outcome`; settling writes outcomes for leases.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+
+from durableq.clock import to_datetime
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -44,6 +47,55 @@ class JobError:
     message: str
 
 
+class Progress(NamedTuple):
+    """How far a job says it is: ``done`` of ``total``, and a word about it."""
+
+    done: float
+    total: float | None = None
+    message: str | None = None
+
+
+OnConflict = Literal["return", "replace", "raise"]
+
+
+class UniqueClaim(NamedTuple):
+    """What keeps a job the only one of its key, as long as it is in the states it covers."""
+
+    key: str
+    covers: int
+    """Finished and running states that count as well as the waiting ones, as a sum of `COVERS`."""
+    on_conflict: OnConflict
+
+
+COVERS: Final = {JobState.RUNNING: 1, JobState.SUCCEEDED: 2, JobState.DEAD: 4, JobState.CANCELLED: 8}
+"""The bit of each state that `UniqueClaim.covers` may hold. The waiting states are always covered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobExtras:
+    """What most jobs do without; kept apart, so that a plain job costs nothing for it. Times in microseconds."""
+
+    expires_at: int | None = None
+    """Not started by then, the job is cancelled."""
+    deadline_at: int | None = None
+    """Not finished by then, it is dead."""
+    timeout: int | None = None
+    """Longest duration of one attempt."""
+    result_ttl: int | None = None
+    unique: UniqueClaim | None = None
+    is_idempotent: bool = False
+    """The id is derived from a key: an equal job that is stored already is the same job."""
+    tags: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    retry: str | None = None
+    """The name of a retry policy in place of the task's own."""
+    progress: Progress | None = None
+    cancel_requested: bool = False
+
+
+PLAIN: Final = JobExtras()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job(Generic[R_co]):
     """One durable call of a task, as it was when read. ``R_co`` is what the task returns.
@@ -70,6 +122,7 @@ class Job(Generic[R_co]):
     finished_at: datetime | None = None
     result_json: str | None = None
     error: JobError | None = None
+    extras: JobExtras = PLAIN
 
     @property
     def args(self) -> dict[str, Any]:
@@ -85,6 +138,44 @@ class Job(Generic[R_co]):
     @property
     def is_finished(self) -> bool:
         return self.state in FINISHED
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self.extras.tags
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What rides along beside the arguments, a trace context for instance."""
+        return self.extras.headers
+
+    @property
+    def timeout(self) -> timedelta | None:
+        """The longest duration of one attempt."""
+        return None if self.extras.timeout is None else timedelta(microseconds=self.extras.timeout)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """Not started by then, the job is cancelled."""
+        return None if self.extras.expires_at is None else to_datetime(self.extras.expires_at)
+
+    @property
+    def deadline_at(self) -> datetime | None:
+        """Not finished by then, it is dead."""
+        return None if self.extras.deadline_at is None else to_datetime(self.extras.deadline_at)
+
+    @property
+    def unique_key(self) -> str | None:
+        """Its claim to be the only one, None when it has none or has given it up."""
+        return None if self.extras.unique is None else self.extras.unique.key
+
+    @property
+    def progress(self) -> Progress | None:
+        return self.extras.progress
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether it runs, but somebody has asked for its end."""
+        return self.extras.cancel_requested
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +196,16 @@ class Attempt:
         return self.finished_at - self.started_at
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """What a job said by ``current_job().log``."""
+
+    lease_no: int
+    """Which try said it; see `Attempt.lease_no`."""
+    at: datetime
+    message: str
+
+
 class Lease(NamedTuple):
     """A claimed job, this worker's alone until the lease is lost. ``lease_no`` fences every write for it."""
 
@@ -120,6 +221,14 @@ class Lease(NamedTuple):
     crashes: int
     created_at: int
     """Microseconds since the epoch, as stored."""
+    priority: int = 0
+    expires_at: int | None = None
+    """As `JobExtras.expires_at`; None once the job was started before."""
+    deadline_at: int | None = None
+    tags: str | None = None
+    """A JSON array; None for none."""
+    settings: str | None = None
+    """A JSON object of `JobExtras` that only its worker reads; None for none."""
 
     @property
     def key(self) -> "LeaseKey":
@@ -141,18 +250,24 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The task returned. ``result_json`` is None when it returned None."""
+    """The task returned. ``result_json`` is None when it returned None.
+
+    ``follow_ups`` are stored in the same transaction.
+    """
 
     result_json: str | None
+    follow_ups: tuple[Job[Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
+class Retried:
     """The attempt failed; the next may start at ``run_at`` (microseconds), or at once when None."""
 
     failure: Failure
     run_at: int | None
     crashed: bool = False
+    error: BaseException | None = field(default=None, compare=False, repr=False)
+    """What was raised, for those who want to hear of it; it is not stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +276,21 @@ class Dead:
 
     failure: Failure
     crashed: bool = False
+    error: BaseException | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Ended because it was asked for, or because nobody started it in time."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """The task asked to be run later, at ``run_at`` (microseconds); the attempt is not counted."""
+
+    run_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +298,12 @@ class Released:
     """Handed back unfinished; the attempt is not counted."""
 
 
-Outcome = Succeeded | Retry | Dead | Released
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The task's own transaction has settled the job as succeeded; nothing is left to write."""
+
+
+Outcome = Succeeded | Retried | Dead | Cancelled | Snoozed | Released
 
 
 class Lane(NamedTuple):
@@ -211,6 +346,7 @@ class JobFilter:
     task: str | None = None
     queue: str | None = None
     error_type: str | None = None
+    tag: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     finished_after: datetime | None = None
@@ -245,6 +381,10 @@ class Reaped:
     leases: list[tuple[Lease, Outcome]]
 
 
+Overdue = list[tuple[Lease, Outcome]]
+"""Jobs that nobody started, or finished, in time, and what became of them."""
+
+
 def new_job_id(wall_micros: int) -> str:
     """Return a UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits.
 
@@ -254,6 +394,12 @@ def new_job_id(wall_micros: int) -> str:
     noise = _next_noise()
     millis = f"{wall_micros // 1000:012x}"
     return f"{millis[:8]}-{millis[8:]}-7{noise[:3]}-{_VARIANT[noise[3]]}{noise[4:7]}-{noise[7:19]}"
+
+
+def derived_job_id(task: str, key: str) -> str:
+    """Return the id that every job of this task and idempotency key has: a UUIDv8 (RFC 9562 §5.8) of their SHA-256."""
+    digest = hashlib.sha256(f"{task}\0{key}".encode()).hexdigest()
+    return f"{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{_VARIANT[digest[16]]}{digest[17:20]}-{digest[20:32]}"
 
 
 def _next_noise() -> str:

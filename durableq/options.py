@@ -5,14 +5,18 @@ Each queue setting may come from the environment as ``DURABLEQ_<NAME>``; what th
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self, TypedDict, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from durableq.clock import to_micros
 from durableq.errors import ConfigurationError, near
-from durableq.retry import DEFAULT_POLICY, RetryPolicy
+from durableq.models import COVERS, JobState, OnConflict
+from durableq.retry import DEFAULT_POLICY, ExceptionTypes, RetryPolicy
 
 ENVIRONMENT_PREFIX: Final = "DURABLEQ_"
 
@@ -28,8 +32,53 @@ class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
+WAITING: Final = frozenset({JobState.BLOCKED, JobState.SCHEDULED, JobState.QUEUED})
+UNFINISHED: Final = WAITING | {JobState.RUNNING}
+RunnerName = Literal["loop", "thread", "process"]
+Callback = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Unique:
+    """What makes two jobs of a task the same, and what to do with the second.
+
+    ``args``: names of the arguments that count (None: all). ``period``: the key is new in each such stretch of
+    time since 1970, UTC. ``states``: where the first one must be to stand in the way; the waiting states always
+    count, by default the running one too. ``on_conflict``: "return" the job that is there, "replace" its arguments,
+    priority and time as long as it waits, or "raise" `DuplicateJob`. ``key``: a text in place of the arguments.
+    Raises `ConfigurationError`.
+    """
+
+    args: Sequence[str] | None = None
+    period: timedelta | None = None
+    states: Collection[JobState | str] = UNFINISHED
+    on_conflict: OnConflict = "return"
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.args, str):
+            raise ConfigurationError(f"expected Unique(args=...) to be a list of names, got the text {self.args!r}")
+        if self.args is not None and self.key is not None:
+            raise ConfigurationError("expected Unique(args=...) or Unique(key=...), got both")
+        if self.period is not None and self.period <= timedelta(0):
+            raise ConfigurationError(f"expected Unique(period=...) to be longer than nothing, got {self.period}")
+        if self.on_conflict not in ("return", "replace", "raise"):
+            raise ConfigurationError(
+                f"expected on_conflict to be 'return', 'replace' or 'raise', got {self.on_conflict!r}"
+            )
+        known = {str(state) for state in JobState}
+        for state in self.states:
+            if str(state) not in known:
+                raise ConfigurationError(f"unknown state {str(state)!r} in Unique(states=...){near(str(state), known)}")
+
+    @cached_property
+    def covers(self) -> int:
+        """The bits of the states that count beside the waiting ones."""
+        return sum(COVERS.get(state, 0) for state in {JobState(one) for one in self.states})
+
+
 class TaskSettings(TypedDict, total=False):
-    """The options of a task, for type checkers; `TaskOptions` says what each means."""
+    """The options of a task that each call may change, for type checkers; `TaskOptions` says what each means."""
 
     queue: str
     priority: int
@@ -37,6 +86,25 @@ class TaskSettings(TypedDict, total=False):
     retry: RetryPolicy
     delay: timedelta | float | None
     run_at: datetime | None
+    expires: timedelta | float | None
+    timeout: timedelta | float | None
+    deadline: timedelta | float | None
+    unique: str | Unique | None
+    idempotency_key: str | None
+    result_ttl: timedelta | float | None
+    tags: Sequence[str]
+    headers: Mapping[str, str]
+
+
+class RegistrationSettings(TaskSettings, total=False):
+    """The options of a task, for type checkers: those that each call may change, and those that are code."""
+
+    retry_on: ExceptionTypes
+    give_up_on: ExceptionTypes
+    runner: RunnerName | None
+    on_success: Callback | None
+    on_retry: Callback | None
+    on_dead: Callback | None
 
 
 class QueueSettings(TypedDict, total=False):
@@ -47,6 +115,8 @@ class QueueSettings(TypedDict, total=False):
     queues: Sequence[str] | None
     concurrency: int
     threads: int
+    processes: int
+    process_memory: int | None
     lease: timedelta | float
     heartbeat: timedelta | float
     grace: timedelta | float
@@ -58,8 +128,19 @@ class QueueSettings(TypedDict, total=False):
     allow_network_filesystem: bool
 
 
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+Key = Annotated[str, Field(min_length=1, max_length=1_000)]
+_Exceptions = tuple[type[BaseException], ...]
+CODE_OPTIONS: Final = frozenset({"retry_on", "give_up_on", "runner", "on_success", "on_retry", "on_dead"})
+"""What belongs to the task as it is deployed: no row can hold it, so no single call can change it."""
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, type) else value
+
+
 class TaskOptions(_Options):
-    """How jobs of a task are queued and retried."""
+    """How jobs of a task are queued, run and retried. Durations are `timedelta` or seconds."""
 
     queue: Name = "default"
     priority: Priority = 0
@@ -71,12 +152,78 @@ class TaskOptions(_Options):
     """Earliest start, counted from ``add_task``."""
     run_at: AwareDatetime | None = None
     """Earliest start, as a moment."""
+    expires: Duration | None = None
+    """Schedule to start: a job not started so long after ``add_task`` is cancelled."""
+    timeout: Duration | None = None
+    """Start to close: longest duration of one attempt. It then fails with `AttemptTimedOut`, and is retried."""
+    deadline: Duration | None = None
+    """Schedule to close: so long after ``add_task`` the job is dead, whatever its attempts."""
+    unique: Key | Unique | None = None
+    """A key that only one unfinished job of the task may hold, or a `Unique` that says more."""
+    idempotency_key: Key | None = None
+    """Jobs of the task with one key are one job: its id is derived from it. Until it is pruned."""
+    result_ttl: Annotated[timedelta, Field(ge=timedelta(0))] | None = None
+    """How long the return value is kept; 0: not at all; None: as long as the job."""
+    tags: Annotated[tuple[Text, ...], Field(max_length=50)] = ()
+    """Words to find the job by."""
+    headers: Mapping[Text, Annotated[str, Field(max_length=4_000)]] = Field(default_factory=dict, max_length=50)
+    """Texts that ride along beside the arguments, for middleware: a trace context, a tenant."""
+    retry_on: Annotated[_Exceptions, BeforeValidator(_as_tuple)] = ()
+    """Retry only these exception types."""
+    give_up_on: Annotated[_Exceptions, BeforeValidator(_as_tuple)] = ()
+    """Never retry these exception types."""
+    runner: RunnerName | None = None
+    """Where it runs; None: ``async def`` on the event loop, ``def`` in a thread. "process": a child process."""
+    on_success: Callback | None = None
+    """Called with the `Job` once its success is stored. These three may be async; what they raise is logged."""
+    on_retry: Callback | None = None
+    """Called with the `Job` and the exception once a retry is stored."""
+    on_dead: Callback | None = None
+    """Called with the `Job` and the exception once its death is stored."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if self.delay is not None and self.run_at is not None:
             raise ValueError("expected delay or run_at, got both")
         return self
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> Self:
+        if self.unique is not None and self.idempotency_key is not None:
+            raise ValueError("expected unique or idempotency_key, got both")
+        return self
+
+    @model_validator(mode="after")
+    def _start_before_the_end(self) -> Self:
+        for name, limit in (("expires", self.expires), ("deadline", self.deadline)):
+            if limit is not None and self.delay is not None and self.delay >= limit:
+                raise ValueError(f"expected delay to be shorter than {name} ({limit}), got {self.delay}")
+        return self
+
+    @cached_property
+    def policy(self) -> RetryPolicy:
+        """The retry policy, with ``retry_on`` and ``give_up_on`` in it."""
+        if not self.retry_on and not self.give_up_on:
+            return self.retry
+        return replace(
+            self.retry,
+            retry_on=self.retry_on or self.retry.retry_on,
+            give_up_on=(*self.give_up_on, *_as_tuple(self.retry.give_up_on)),
+        )
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether jobs have nothing that would stand in `JobExtras`."""
+        return self.model_fields_set.isdisjoint(_EXTRA_OPTIONS)
+
+    @cached_property
+    def timeout_micros(self) -> int | None:
+        return None if self.timeout is None else to_micros(self.timeout)
+
+
+_EXTRA_OPTIONS: Final = frozenset(
+    {"expires", "timeout", "deadline", "unique", "idempotency_key", "result_ttl", "tags", "headers"}
+)
 
 
 class QueueOptions(_Options):
@@ -92,6 +239,10 @@ class QueueOptions(_Options):
     """How many ``async def`` jobs run at once on the event loop."""
     threads: Annotated[int, Field(ge=1, le=10_000)] = Field(default_factory=lambda: (os.cpu_count() or 1) + 4)
     """How many ``def`` jobs run at once, in threads of their own."""
+    processes: Annotated[int, Field(ge=1, le=1_000)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    """How many jobs of tasks with ``runner="process"`` run at once, each in a child process."""
+    process_memory: Annotated[int, Field(ge=64 * 1024 * 1024)] | None = None
+    """Address space of such a child, in bytes; None: no limit of ours."""
     lease: Duration = timedelta(seconds=30)
     """How long after its event loop last moved a worker still owns its jobs."""
     heartbeat: Duration = timedelta(seconds=5)

@@ -13,24 +13,41 @@ import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
-from durableq.clock import Clock, SystemClock, to_datetime
-from durableq.errors import ConfigurationError, JobNotFound, QueueNotRunning
+from durableq import outbox
+from durableq.clock import Clock, SystemClock
+from durableq.context import AsyncTaskClass, TaskClass
+from durableq.engine.hooks import ExceptionHandler, Hooks, Middleware
+from durableq.errors import (
+    ConfigurationError,
+    JobFailed,
+    JobNotFound,
+    JobWasCancelled,
+    QueueNotRunning,
+    ResultUnavailable,
+    near,
+)
 from durableq.events import Emitter
+from durableq.jobs import JobMaker
 from durableq.life import Life, Run, loop_here
-from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Page, new_job_id
+from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Lease, LogLine, Page
+from durableq.names import root_of_caller
 from durableq.observability.logs import log_events
-from durableq.options import QueueSettings, TaskSettings, queue_options
-from durableq.registry import AnyTask, Registry, Task, root_of_caller
+from durableq.options import QueueSettings, RegistrationSettings, queue_options
+from durableq.registry import AnyTask, Registry, Task
+from durableq.retry import RetryPolicy
 from durableq.storage import storage_factory
-from durableq.storage.protocol import Storage
+from durableq.storage.protocol import Conflicts, Storage
 from durableq.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
+E = TypeVar("E", bound=BaseException)
+M = TypeVar("M", bound=Middleware)
 
 logger = logging.getLogger("durableq")
 
@@ -49,9 +66,20 @@ start_up_hooks: Final[list[StartUpHook]] = []
 
 
 class RegisterTask(Protocol):
-    """What ``@dq.task(...)`` gives: makes a function a task of the same signature."""
+    """What ``@dq.task(...)`` gives: makes a function, or a class with a ``run``, a task of the same signature."""
 
+    @overload
+    def __call__(self, cls: type[AsyncTaskClass[P, R]], /) -> Task[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, cls: type[TaskClass[P, R]], /) -> Task[P, R]: ...
+    @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class RegisterHandler(Protocol[E]):
+    """What ``@dq.exception_handler(kind)`` gives: takes a handler of that kind, and hands it back as it is."""
+
+    def __call__(self, handler: Callable[[Job[Any], E], R], /) -> Callable[[Job[Any], E], R]: ...
 
 
 class Adding(Awaitable[Job[R]], Generic[R]):
@@ -61,14 +89,17 @@ class Adding(Awaitable[Job[R]], Generic[R]):
     error is logged by asyncio.
     """
 
-    __slots__ = ("_future", "job")
+    __slots__ = ("_future", "_storage", "job")
 
-    def __init__(self, job: Job[R], future: asyncio.Future[None]) -> None:
+    def __init__(self, job: Job[R], future: "asyncio.Future[Conflicts | None]", storage: Storage) -> None:
         self.job = job
         self._future = future
+        self._storage = storage
 
     def __await__(self) -> Generator[Any, None, Job[R]]:
-        yield from self._future.__await__()
+        conflicts = yield from self._future.__await__()
+        if conflicts:  # it was there already: what is stored is the job
+            return (yield from _stored(self._storage, self.job, conflicts).__await__())
         return self.job
 
 
@@ -83,6 +114,10 @@ class Call(Generic[R]):
 
 @overload
 def call(fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+@overload
+def call(fn: type[AsyncTaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+@overload
+def call(fn: type[TaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
 @overload
 def call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
 def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
@@ -112,6 +147,11 @@ class DurableQ:
         log_events(self.events)
         self._clock = clock or SystemClock()
         self._registry = Registry(root_of_caller(), task_modules)
+        self._hooks = Hooks(self._registry, self.events)
+        self._maker = JobMaker(
+            registry=self._registry, clock=self._clock, max_payload_bytes=self.settings.max_payload_bytes
+        )
+        self._app: Any = None
         self._make_storage = storage_factory(url_or_path, self.settings, self._clock)
         self._name = str(url_or_path)
         self._life = Life(repr(self), self._new_storage, self._new_worker)
@@ -122,28 +162,83 @@ class DurableQ:
     # -- tasks ---------------------------------------------------------------------------------------------
 
     @overload
+    def task(self, cls: type[AsyncTaskClass[P, R]], /) -> Task[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def task(self, cls: type[TaskClass[P, R]], /) -> Task[P, R]: ...
+    @overload
     def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def task(self, fn: None = None, /, *, name: str | None = None, **options: Unpack[TaskSettings]) -> RegisterTask: ...
+    def task(
+        self,
+        fn: None = None,
+        /,
+        *,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        **options: Unpack[RegistrationSettings],
+    ) -> RegisterTask: ...
     def task(
         self,
         fn: Callable[..., Any] | None = None,
         /,
         *,
         name: str | None = None,
-        **options: Unpack[TaskSettings],
+        aliases: Sequence[str] = (),
+        **options: Unpack[RegistrationSettings],
     ) -> Any:
-        """Register a function as a task, with options: ``@dq.task`` or ``@dq.task(max_attempts=3)``.
+        """Register a task, with options: ``@dq.task`` or ``@dq.task(max_attempts=3)``.
 
-        ``name`` replaces the derived ``module:qualname``, and allows a function that is not at module level.
-        Raises `InvalidTask` for what cannot be found again after a restart, `ConfigurationError` for an option
-        that cannot be right and for a second task of one name.
+        A function, or a class with a method ``run`` and options as attributes. ``name`` replaces the derived
+        ``module:qualname``, and allows a function that is not at module level. ``aliases`` are names it had before:
+        jobs stored under them run as this task. `durableq.options.TaskOptions` tells the options. Raises
+        `InvalidTask` for what cannot be found again after a restart, `ConfigurationError` for an option that cannot
+        be right and for a second task of one name.
         """
 
         def register(function: Callable[..., Any]) -> AnyTask:
-            return self._registry.register(function, name=name, options=cast("Mapping[str, Any]", options))
+            given = cast("Mapping[str, Any]", options)
+            task = self._registry.register(function, name=name, aliases=aliases, options=given)
+            if task.settings.on_success is not None:
+                self._hooks.expect_successes()
+            return task
 
         return register if fn is None else register(fn)
+
+    def retry_policy(self, name: str, **strategies: Any) -> RetryPolicy:
+        """Declare a retry policy by a name that a job's row can hold: for ``send.options(retry=gentle)``.
+
+        Takes the fields of `RetryPolicy`. Declare it where the worker imports it too. Raises `ConfigurationError`.
+        """
+        known = {field.name for field in dataclasses.fields(RetryPolicy)} - {"name"}
+        for word in strategies:
+            if word not in known:
+                raise ConfigurationError(f"unknown option {word!r} of a retry policy{near(word, known)}")
+        policy = RetryPolicy(**strategies, name=name)
+        self._registry.declare_policy(policy)
+        return policy
+
+    def exception_handler(self, kind: type[E]) -> RegisterHandler[E]:
+        """Call the decorated ``handler(job, error)`` for failures of any task by this exception type.
+
+        For every failed attempt (``job.state`` is then scheduled or queued) and for every death (dead), once it is
+        stored. The handler of the nearest type is taken, as in FastAPI. What it raises is logged.
+        """
+
+        def register(handler: Callable[[Job[Any], E], R], /) -> Callable[[Job[Any], E], R]:
+            self._hooks.handle(kind, cast("ExceptionHandler", handler))
+            return handler
+
+        return register
+
+    def middleware(self, function: M) -> M:
+        """Run the decorated async generator around every attempt: ``async def timed(job): ...; yield; ...``.
+
+        ``job`` is what `current_job` gives; its ``headers`` may be read, and added to for follow-up jobs. An
+        exception of the attempt is thrown in at the ``yield``; it cannot be hidden. What the middleware raises itself
+        fails the attempt. The first registered stands outermost.
+        """
+        self._hooks.wrap(function)
+        return function
 
     def find_task(self, name: str) -> AnyTask | None:
         """Return the task of a stored name, or None when this app does not offer it."""
@@ -154,6 +249,10 @@ class DurableQ:
     @overload
     def add_task(self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Adding[R]: ...
     @overload
+    def add_task(self, fn: type[AsyncTaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Adding[R]: ...
+    @overload
+    def add_task(self, fn: type[TaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Adding[R]: ...
+    @overload
     def add_task(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Adding[R]: ...
     def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Adding[Any]:
         """Add a job; it is durable when the await returns.
@@ -163,12 +262,18 @@ class DurableQ:
         `NotStored` when nothing was written and `OutcomeUnknown` when nobody can say.
         """
         job = self.new_job(fn, args, kwargs)
-        return Adding(job, self._storage_here().insert((job,)))
+        storage = self._storage_here()
+        outbox.refuse_self_deadlock(storage.path)
+        return Adding(job, storage.insert((job,)), storage)
 
     @overload
     def add_task_sync(
         self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Job[R]: ...
+    @overload
+    def add_task_sync(self, fn: type[AsyncTaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
+    @overload
+    def add_task_sync(self, fn: type[TaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
     @overload
     def add_task_sync(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
     def add_task_sync(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
@@ -182,8 +287,9 @@ class DurableQ:
         job = self.new_job(fn, args, kwargs)
         run = self._life.run
         storage = self._new_storage() if run is None else run.storage
-        storage.insert_and_wait((job,))
-        return job
+        outbox.refuse_self_deadlock(storage.path)
+        conflicts = storage.insert_and_wait((job,)) or {}
+        return dataclasses.replace(job, id=conflicts[job.id]) if job.id in conflicts else job
 
     def add_tasks(self, calls: Iterable[Call[Any]]) -> Awaitable[builtins.list[Job[Any]]]:
         """Add many jobs, made with `call(fn, ...)`, in one transaction: all or none.
@@ -191,38 +297,42 @@ class DurableQ:
         At most 100,000 jobs or 64 MiB of arguments. Raises as `add_task`.
         """
         jobs = [self.new_job(one.function, one.args, one.kwargs) for one in calls]
-        return _all_added(jobs, self.add_jobs(jobs))
+        return _all_added(self._storage_here(), jobs, self.add_jobs(jobs))
 
-    def add_jobs(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[None]:
+    def add_jobs(self, jobs: Sequence[Job[Any]]) -> "asyncio.Future[Conflicts | None]":
         """Hand over jobs made with `new_job`, all or none, at once; they are durable when the future is done."""
         if len(jobs) > 1:
             _check_bulk(jobs)
-        return self._life.here().storage.insert(jobs)
+        storage = self._life.here().storage
+        outbox.refuse_self_deadlock(storage.path)
+        return storage.insert(jobs)
+
+    @overload
+    def within(
+        self, transaction: "outbox.AsyncTransaction | outbox.AsyncConnection | outbox.AiosqliteConnection"
+    ) -> outbox.AsyncOutbox: ...
+    @overload
+    def within(self, transaction: Any) -> outbox.Outbox: ...
+    def within(self, transaction: Any) -> outbox.Outbox | outbox.AsyncOutbox:
+        """Add jobs in the caller's own transaction: ``dq.within(session).add_task(send, order.id)``.
+
+        ``transaction`` is a connection of `sqlite3` or `aiosqlite`, or a connection or session of SQLAlchemy or
+        SQLModel, on the queue's own file; for an async one ``add_task`` is awaited. Its commit stores both, its
+        rollback neither; the worker wakes on the commit. Raises `QueueNotRunning`, and at ``add_task``
+        `TransactionRefused`.
+        """
+        return outbox.outbox_for(self._storage_here(), self._maker, self.settings.durability, transaction)
 
     def new_job(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[Any]:
         """Check and encode a call, and return the job that it would be. No I/O; nothing is stored yet."""
-        task = self._registry.task_for(fn)
-        settings = task.settings
-        now = self._clock.wall()
-        created_at = run_at = to_datetime(now)
-        if settings.delay is not None:
-            run_at = created_at + settings.delay
-        elif settings.run_at is not None:
-            run_at = settings.run_at
-        return Job(
-            id=new_job_id(now),
-            task=task.name,
-            queue=settings.queue,
-            priority=settings.priority,
-            state=JobState.SCHEDULED if run_at > created_at else JobState.QUEUED,
-            args_json=task.codec.encode(args, kwargs, self.settings.max_payload_bytes),
-            max_attempts=settings.max_attempts,
-            created_at=created_at,
-            run_at=run_at,
-        )
+        return self._maker.new(fn, args, kwargs)
 
     # -- looking -------------------------------------------------------------------------------------------
 
+    @overload
+    async def get(self, job_or_id: Job[R]) -> Job[R]: ...
+    @overload
+    async def get(self, job_or_id: str) -> Job[Any]: ...
     async def get(self, job_or_id: Job[Any] | str) -> Job[Any]:
         """Return a job as it is now. Raises `JobNotFound`."""
         job_id = _id_of(job_or_id)
@@ -249,6 +359,45 @@ class DurableQ:
         """Return the tries of a job that did not succeed, oldest first, with their tracebacks."""
         return await self._storage_here().attempts(_id_of(job_or_id))
 
+    async def logs(self, job_or_id: Job[Any] | str) -> builtins.list[LogLine]:
+        """Return what a job said by ``current_job().log``, oldest first."""
+        return await self._storage_here().logs(_id_of(job_or_id))
+
+    @overload
+    async def wait(self, job_or_id: Job[R], *, timeout: float | timedelta | None = None) -> Job[R]: ...
+    @overload
+    async def wait(self, job_or_id: str, *, timeout: float | timedelta | None = None) -> Job[Any]: ...
+    async def wait(self, job_or_id: Job[Any] | str, *, timeout: float | timedelta | None = None) -> Job[Any]:
+        """Return a job once it is finished, whichever process runs it.
+
+        Woken by events. Raises `JobNotFound` at once for an id that is not stored, `TimeoutError` after ``timeout``.
+        """
+        async with asyncio.timeout(_in_seconds(timeout)):
+            run = self._life.here()
+            job = await self.get(job_or_id)
+            while not job.is_finished:
+                await run.finished_jobs.wait(job.id)
+                job = await self.get(job.id)
+        return job
+
+    @overload
+    async def result(self, job_or_id: Job[R], *, timeout: float | timedelta | None = None) -> R: ...
+    @overload
+    async def result(self, job_or_id: str, *, timeout: float | timedelta | None = None) -> Any: ...
+    async def result(self, job_or_id: Job[Any] | str, *, timeout: float | timedelta | None = None) -> Any:
+        """Return what a job's task returned, of the type that it declares; wait until there is a result.
+
+        Raises `JobFailed`, with the task's own traceback, when the job is dead; `JobWasCancelled`;
+        `ResultUnavailable` when the result was not kept, or is no longer; else as `wait`.
+        """
+        job = await self.wait(job_or_id, timeout=timeout)
+        if job.state is not JobState.SUCCEEDED:
+            raise await self._failure_of(job)
+        task = self._registry.find(job.task)
+        if job.result_json is None and job.extras.result_ttl == 0:
+            raise ResultUnavailable(f"the result of job {job.id} was not kept, or is no longer (result_ttl)")
+        return job.result if task is None else task.results.decode(job.result_json)
+
     async def audit_trail(self, job_or_id: Job[Any] | str) -> builtins.list[AuditEntry]:
         """Return what people did to a job, oldest first."""
         return await self._storage_here().audit_trail(_id_of(job_or_id))
@@ -258,9 +407,8 @@ class DurableQ:
 
         What is scheduled ahead, a retry for instance, is not waited for. Raises `TimeoutError` after ``timeout``.
         """
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         run = self._life.here()
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(_in_seconds(timeout)):
             while await self._has_runnable(run):
                 await _wait_a_moment(run.worker)
 
@@ -283,7 +431,12 @@ class DurableQ:
         return await self._storage_here().retry_matching(where, who=who, limit=limit)
 
     async def cancel(self, job_or_id: Job[Any] | str, *, who: str = "application") -> Job[Any]:
-        """End a job that is not finished and not running. Raises `JobNotFound`, `JobConflict`."""
+        """End a job that waits; ask for the end of one that runs, in whatever process.
+
+        A running ``async def`` is cancelled at its next await, a child process is killed, a ``def`` in a thread sees
+        it in ``current_job().cancelled``; what is returned may still be running then, and `wait` waits for its end.
+        A job that returns all the same has succeeded. Raises `JobNotFound`, `JobConflict`.
+        """
         return await self._storage_here().cancel(_id_of(job_or_id), who=who)
 
     async def delete(self, job_or_id: Job[Any] | str, *, who: str = "application") -> None:
@@ -307,6 +460,8 @@ class DurableQ:
         """
         for hook in start_up_hooks:
             await hook(self, app)
+        if app is not None:
+            self._app = app
         await self.start()
         queues = _queues_of(asyncio.get_running_loop() if app is None else app)
         queues.append(self)
@@ -353,9 +508,35 @@ class DurableQ:
             storage=storage,
             registry=self._registry,
             emitter=self.events,
+            hooks=self._hooks,
+            maker=self._maker,
             clock=self._clock,
             options=self.settings,
+            complete=partial(self._complete, storage),
+            overrides=self._dependency_overrides,
         )
+
+    async def _complete(
+        self, storage: Storage, transaction: Any, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]
+    ) -> None:
+        plan = storage.completing(lease, result_json, follow_ups)
+        await outbox.write_within(storage, self.settings.durability, transaction, plan)
+
+    def _dependency_overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+        """Those of the FastAPI application whose lifespan started the queue."""
+        found: Mapping[Callable[..., Any], Callable[..., Any]] = getattr(self._app, "dependency_overrides", {})
+        return found
+
+    async def _failure_of(self, job: Job[Any]) -> JobFailed:
+        attempts = await self.attempts(job)
+        trace = attempts[-1].traceback if attempts else ""
+        kind = job.error.type if job.error is not None else ""
+        said = f"{kind}: {job.error.message}" if job.error is not None else "by request"
+        if job.state is JobState.CANCELLED:
+            text = f"job {job.id} of {job.task} was cancelled ({said})"
+            return JobWasCancelled(text, job_id=job.id, error_type=kind, traceback=trace)
+        text = f"job {job.id} of {job.task} is dead after {job.attempt} attempts: {said}\n{trace}".rstrip()
+        return JobFailed(text, job_id=job.id, error_type=kind, traceback=trace)
 
     def _storage_here(self) -> Storage:
         return self._life.here().storage
@@ -413,9 +594,22 @@ def _check_bulk(jobs: Sequence[Job[Any]]) -> None:
         )
 
 
-async def _all_added(jobs: list[Job[Any]], future: asyncio.Future[None]) -> list[Job[Any]]:
-    await future
-    return jobs
+async def _all_added(
+    storage: Storage, jobs: list[Job[Any]], future: "asyncio.Future[Conflicts | None]"
+) -> list[Job[Any]]:
+    conflicts = await future
+    return [await _stored(storage, job, conflicts) for job in jobs] if conflicts else jobs
+
+
+async def _stored(storage: Storage, job: Job[R], conflicts: Conflicts) -> Job[R]:
+    """The job that is stored in the place of this one."""
+    if job.id not in conflicts:
+        return job
+    return await storage.get(conflicts[job.id]) or dataclasses.replace(job, id=conflicts[job.id])
+
+
+def _in_seconds(timeout: float | timedelta | None) -> float | None:
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
 
 
 async def _wait_a_moment(worker: Worker | None) -> None:

@@ -1,34 +1,35 @@
 """Tasks by name: which functions may be durable, and how a stored name leads back to one.
 
-A name is ``module:qualname`` with the module derived from its *file*, so that ``python main.py``,
-``uvicorn main:app`` and ``fastapi dev main.py`` give the same one. A name from the database is looked up among
-registered tasks, then among functions defined in the app's own modules; nothing else in the database can name code.
+A name from the database is looked up among registered tasks and their aliases, then among functions defined in the
+app's own modules; nothing else in the database can name code.
 """
 
 import dataclasses
+import functools
 import inspect
 import json
 import sys
-import sysconfig
 import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar, Unpack
+from typing import Any, Final, Generic, ParamSpec, TypeVar, Unpack
 
 from pydantic.errors import PydanticUserError
 
-from durableq.codec import ArgumentsCodec
-from durableq.errors import ConfigurationError, InvalidTask
-from durableq.options import TaskOptions, TaskSettings, checked
+from durableq.codec import ArgumentsCodec, ResultCodec
+from durableq.dependencies import Injection, injection_of
+from durableq.errors import ConfigurationError, InvalidTask, near
+from durableq.names import derived_name, is_own_code, name_of
+from durableq.options import CODE_OPTIONS, RunnerName, TaskOptions, TaskSettings, Unique, checked
+from durableq.retry import RetryPolicy
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
-RunnerName = Literal["loop", "thread"]
-
-_PACKAGE_DIRECTORY: Final = Path(__file__).resolve().parent
 _DEFAULTS: Final = TaskOptions()
+_CALLBACKS: Final = ("on_success", "on_retry", "on_dead")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,23 +40,40 @@ class Task(Generic[P, R_co]):
     name: str
     settings: TaskOptions
     codec: ArgumentsCodec
+    results: ResultCodec
     runner: RunnerName
+    registry: "Registry"
+    injection: Injection | None
+    """What `Depends` in its signature asks for; None for nothing."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        if self.injection is not None:
+            self.injection.check_direct_call(args, kwargs)
         return self.function(*args, **kwargs)
 
     def options(self, **changes: Unpack[TaskSettings]) -> "Task[P, R_co]":
         """Return the task with other options for the jobs added through it.
 
-        Takes the fields of `TaskOptions`; the task itself stays as it is. Raises `ConfigurationError`.
+        Takes the fields of `TaskSettings`; the task itself stays as it is. A retry policy must have a name, given
+        by `DurableQ.retry_policy`: that is what the row can hold. Raises `ConfigurationError`.
         """
+        _refuse_code(self.name, changes)
         given = {name: getattr(self.settings, name) for name in self.settings.model_fields_set} | dict(changes)
-        if "delay" in changes and "run_at" not in changes:
-            given.pop("run_at", None)
-        if "run_at" in changes and "delay" not in changes:
-            given.pop("delay", None)
-        return dataclasses.replace(self, settings=checked(TaskOptions, given))
+        for one, other in _EXCLUSIVE:
+            if one in changes and other not in changes:
+                given.pop(other, None)
+            if other in changes and one not in changes:
+                given.pop(one, None)
+        settings = checked(TaskOptions, given)
+        if "retry" in changes:
+            self.registry.require_named(settings.retry)
+        if "unique" in changes:
+            self.codec.require_names(_unique_arguments(settings), "Unique(args=...)")
+        return dataclasses.replace(self, settings=settings)
 
+
+_EXCLUSIVE: Final = (("delay", "run_at"), ("unique", "idempotency_key"))
+"""Options of which the later given one replaces the other."""
 
 AnyTask = Task[..., Any]
 
@@ -72,20 +90,55 @@ class Registry:
         self._modules = None if task_modules is None else tuple(task_modules)
         self._by_name: dict[str, AnyTask] = {}
         self._by_function: dict[Callable[..., Any], AnyTask] = {}
+        self._policies: dict[str, RetryPolicy] = {}
 
-    def register(self, function: Callable[..., Any], *, name: str | None = None, options: Mapping[str, Any]) -> AnyTask:
-        """Make ``function`` a task. Raises `InvalidTask`, `ConfigurationError`."""
+    def register(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        aliases: Iterable[str] = (),
+        options: Mapping[str, Any],
+    ) -> AnyTask:
+        """Make a function, or a class with a ``run`` method, a task. Raises `InvalidTask`, `ConfigurationError`.
+
+        ``aliases`` are names that the task had before: jobs stored under them run as this one.
+        """
+        target = function
+        if isinstance(function, type):
+            options = {**_options_of_class(function), **options}
+            function = _function_of_class(function)
         settings = checked(TaskOptions, options)
         if name is None:
             _require_module_level(function)
             name = name_of(function)
-        known = self._by_name.get(name)
-        if known is not None and not _same_definition(known.function, function):
+        if isinstance(aliases, str):
+            raise ConfigurationError(f"expected aliases to be a list of names, got the text {aliases!r}")
+        names = (name, *aliases)
+        for one in names:
+            self._require_free(one, function)
+        task = self._remember(self._make_task(function, name, settings), target)
+        self._by_name.update(dict.fromkeys(names, task))
+        return task
+
+    def declare_policy(self, policy: RetryPolicy) -> None:
+        """Make a named policy known. Raises `ConfigurationError` for a second one of the name."""
+        name = policy.name or ""
+        if self._policies.get(name, policy) != policy:
+            raise ConfigurationError(f"two retry policies are named {name!r}; give one of them another name")
+        self._policies[name] = policy
+
+    def policy_named(self, name: str) -> RetryPolicy | None:
+        return self._policies.get(name)
+
+    def require_named(self, policy: RetryPolicy) -> None:
+        """Raise `ConfigurationError` for a policy that a row could not name."""
+        if policy.name is None or policy.name not in self._policies:
             raise ConfigurationError(
-                f"two tasks are named {name!r}: {_place(known.function)} and {_place(function)}; "
-                "give one of them name=..."
+                "a retry policy is code, which a job's row cannot hold. Declare it with a name, "
+                "gentle = dq.retry_policy('gentle', wait=...), and pass that to .options(retry=gentle); "
+                "or give it to @dq.task(retry=...)"
             )
-        return self._remember(_make_task(function, name, settings))
 
     def task_for(self, function: Callable[..., Any]) -> AnyTask:
         """Return the task behind what was given to ``add_task``. Raises `InvalidTask` saying why it cannot be one."""
@@ -103,7 +156,7 @@ class Registry:
         if function is None:
             return None
         try:
-            return self._remember(_make_task(function, name, _DEFAULTS))
+            return self._remember(self._make_task(function, name, _DEFAULTS))
         except InvalidTask:  # after a deployment that changed its signature: for now, nobody knows the name
             return None
 
@@ -136,12 +189,32 @@ class Registry:
                 f"{_place(function)} cannot be a task: its name {name!r} leads to something else, so it could "
                 "not be found again after a restart; decorate it with @dq.task, or give it a name of its own"
             )
-        return self._remember(_make_task(function, name, _DEFAULTS))
+        return self._remember(self._make_task(function, name, _DEFAULTS))
 
-    def _remember(self, task: AnyTask) -> AnyTask:
+    def _remember(self, task: AnyTask, target: Callable[..., Any] | None = None) -> AnyTask:
         self._by_name[task.name] = task
-        self._by_function[task.function] = task
+        self._by_function[target or task.function] = task
         return task
+
+    def _make_task(self, function: Callable[..., Any], name: str, settings: TaskOptions) -> AnyTask:
+        if hasattr(function, "retry") and hasattr(function, "retry_with"):
+            warnings.warn(
+                f"{name} is wrapped by tenacity's @retry: its tries multiply with the task's own max_attempts",
+                stacklevel=4,
+            )
+        injection = injection_of(function, name)
+        codec = ArgumentsCodec(function, name, frozenset() if injection is None else injection.names)
+        codec.require_names(_unique_arguments(settings), "Unique(args=...)")
+        runner = _runner_of(function, name, settings.runner)
+        return Task(function, name, settings, codec, ResultCodec(function), runner, self, injection)
+
+    def _require_free(self, name: str, function: Callable[..., Any]) -> None:
+        known = self._by_name.get(name)
+        if known is not None and not _same_definition(known.function, function):
+            raise ConfigurationError(
+                f"two tasks are named {name!r}: {_place(known.function)} and {_place(function)}; "
+                "give one of them name=..."
+            )
 
     def _require_own_module(self, function: Callable[..., Any]) -> None:
         module = sys.modules.get(function.__module__)
@@ -157,7 +230,7 @@ class Registry:
         if not qualname.isidentifier():
             return None
         for module in list(sys.modules.values()):
-            if _derived_name(module) == module_name and self._offers(module):
+            if derived_name(module) == module_name and self._offers(module):
                 found = vars(module).get(qualname)
                 if isinstance(found, types.FunctionType) and found.__module__ == module.__name__:
                     return found
@@ -166,93 +239,81 @@ class Registry:
     def _offers(self, module: types.ModuleType) -> bool:
         if self._modules is not None:
             return any(module is one or module.__name__ == one for one in self._modules)
-        return self._root is not None and _is_own_code(module, self._root)
+        return self._root is not None and is_own_code(module, self._root)
 
 
-def name_of(function: Callable[..., Any]) -> str:
-    """Return the stable name ``module:qualname`` of a function, its module derived from its file."""
-    module = sys.modules.get(function.__module__)
-    derived = (module and _derived_name(module)) or function.__module__
-    return f"{derived}:{function.__qualname__}"
-
-
-def root_of_caller() -> Path | None:
-    """Return the directory that holds the top-level package or file of the first caller outside durableq."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_globals.get("__file__")
-        if file is None and frame.f_globals.get("__name__") == "__main__":
-            return None
-        if file is not None and _PACKAGE_DIRECTORY not in (path := Path(file).resolve()).parents:
-            return _root_directory(path)
-        frame = frame.f_back
-    return None
-
-
-def _root_directory(file: Path) -> Path:
-    top = file
-    while (top.parent / "__init__.py").exists():
-        top = top.parent
-    # An installed application must not take the whole of site-packages for its own.
-    return top if top != file and _is_installed(top) else top.parent
-
-
-def _is_own_code(module: types.ModuleType, root: Path) -> bool:
-    file = _file_of(module)
-    if not file:
-        return False
-    path = Path(file).resolve()
-    if root not in path.parents or _PACKAGE_DIRECTORY in path.parents:
-        return False
-    return not _is_installed(path) or _is_installed(root)
-
-
-def _is_installed(path: Path) -> bool:
-    if {"site-packages", "dist-packages"} & set(path.parts):
-        return True
-    return Path(sysconfig.get_paths()["stdlib"]) in path.parents
-
-
-def _file_of(module: object) -> str | None:
-    """A module's file, without running what lazy modules run when an attribute is asked for."""
-    try:
-        file = vars(module).get("__file__")
-    except TypeError:
-        return None  # not a module: anything may stand in sys.modules
-    return file if isinstance(file, str) else None
-
-
-def _derived_name(module: types.ModuleType) -> str | None:
-    file = _file_of(module)
-    if file is None or not file.endswith(".py"):
-        return None
-    cached = _DERIVED.get(file)
-    if cached is None:
-        cached = _DERIVED[file] = _name_from_file(Path(file).resolve())
-    return cached
-
-
-def _name_from_file(path: Path) -> str:
-    parts = [] if path.name == "__init__.py" else [path.stem]
-    directory = path.parent
-    while (directory / "__init__.py").exists():
-        parts.append(directory.name)
-        directory = directory.parent
-    return ".".join(reversed(parts))
-
-
-_DERIVED: dict[str, str] = {}
-"""Names already derived, by file: a look-up walks all of ``sys.modules``."""
-
-
-def _make_task(function: Callable[..., Any], name: str, settings: TaskOptions) -> AnyTask:
-    if hasattr(function, "retry") and hasattr(function, "retry_with"):
-        warnings.warn(
-            f"{name} is wrapped by tenacity's @retry: its tries multiply with the task's own max_attempts",
-            stacklevel=4,
+def _runner_of(function: Callable[..., Any], name: str, wanted: RunnerName | None) -> RunnerName:
+    is_async = inspect.iscoroutinefunction(function)
+    if wanted == "loop" and not is_async:
+        raise ConfigurationError(
+            f"{name} is a plain def: on the event loop it would block the whole server; "
+            "leave runner out (it runs in a thread), or use runner='process'"
         )
-    runner: RunnerName = "loop" if inspect.iscoroutinefunction(function) else "thread"
-    return Task(function, name, settings, ArgumentsCodec(function, name), runner)
+    if wanted == "thread" and is_async:
+        raise ConfigurationError(f"{name} is an async def, which runs on the event loop; leave runner out, or use def")
+    return wanted or ("loop" if is_async else "thread")
+
+
+def _refuse_code(task: str, changes: Mapping[str, Any]) -> None:
+    code = sorted(CODE_OPTIONS & changes.keys())
+    if code:
+        raise ConfigurationError(
+            f"option {code[0]!r} of {task} is code and belongs to the task as it is deployed, no single job can change "
+            "it; set it with @dq.task(...)"
+        )
+
+
+def _unique_arguments(settings: TaskOptions) -> Iterable[str]:
+    return (settings.unique.args or ()) if isinstance(settings.unique, Unique) else ()
+
+
+def _options_of_class(cls: type) -> dict[str, Any]:
+    """The options that a class gives as attributes, and its handlers, which are called on a fresh instance."""
+    known = TaskOptions.model_fields.keys()
+    given = {name: getattr(cls, name) for name in known if hasattr(cls, name)}
+    for name in _CALLBACKS:
+        if inspect.isfunction(given.get(name)):
+            given[name] = functools.partial(_call_on_instance, cls, name)
+    for name, value in vars(cls).items():
+        if name in known or name.startswith("_") or callable(value):
+            continue
+        if get_close_matches(name, known, n=1, cutoff=0.8):
+            raise ConfigurationError(f"{cls.__qualname__}: unknown option {name!r}{near(name, known)}")
+    return given
+
+
+def _call_on_instance(cls: type, name: str, *args: Any) -> Any:
+    return getattr(cls(), name)(*args)
+
+
+def _function_of_class(cls: type) -> Callable[..., Any]:
+    """Return a function that makes an instance, and runs its ``run``."""
+    run = vars(cls).get("run") or getattr(cls, "run", None)
+    if not inspect.isfunction(run):
+        raise InvalidTask(
+            f"{cls.__qualname__} cannot be a task: expected a class with a method run(self, ...), it has none"
+        )
+    if any(p.default is p.empty and p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD for p in _init(cls)):
+        raise InvalidTask(f"{cls.__qualname__} cannot be a task: it must be possible to make one without arguments")
+
+    async def run_async(*args: Any, **kwargs: Any) -> Any:
+        return await run(cls(), *args, **kwargs)
+
+    def run_plain(*args: Any, **kwargs: Any) -> Any:
+        return run(cls(), *args, **kwargs)
+
+    function: Any = run_async if inspect.iscoroutinefunction(run) else run_plain
+    functools.update_wrapper(function, run)
+    signature = inspect.signature(run)
+    function.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    function.__qualname__, function.__name__, function.__module__ = cls.__qualname__, cls.__name__, cls.__module__
+    return function  # type: ignore[no-any-return]
+
+
+def _init(cls: type) -> Iterable[inspect.Parameter]:
+    if "__init__" not in dir(cls) or cls.__init__ is object.__init__:  # type: ignore[misc]
+        return ()
+    return list(inspect.signature(cls).parameters.values())
 
 
 def _require_module_level(function: object) -> None:
@@ -289,17 +350,26 @@ def _kind(function: object) -> str:
 
 
 def _place(function: object) -> str:
-    code = getattr(function, "__code__", None)
+    code = _code_of(function)
     name = getattr(function, "__qualname__", None) or repr(function)
     return f"{name} ({Path(code.co_filename).name}:{code.co_firstlineno})" if code else str(name)
 
 
 def _same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """Whether both come from the same line: a module that was loaded twice, as __main__ and by its name."""
-    first, second = getattr(one, "__code__", None), getattr(other, "__code__", None)
+    first, second = _code_of(one), _code_of(other)
     if first is None or second is None:
         return one is other
     return (first.co_filename, first.co_firstlineno) == (second.co_filename, second.co_firstlineno)
+
+
+def _code_of(function: object) -> types.CodeType | None:
+    """The code under all wrappers: those of one decorator share theirs."""
+    try:
+        code = getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
+    except ValueError:  # wrappers in a circle
+        return None
+    return code if isinstance(code, types.CodeType) else None
 
 
 def _is_hashable(function: object) -> bool:

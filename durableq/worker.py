@@ -7,24 +7,29 @@ as there is either. Shutdown takes ``grace`` plus at most a second, whatever tas
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, TypeVar
 
 import anyio
 
 from durableq.clock import Clock, to_micros
 from durableq.engine.claimer import Claimer
-from durableq.engine.executor import Executor
+from durableq.engine.executor import Executor, Overrides
 from durableq.engine.heartbeat import Heartbeat
+from durableq.engine.hooks import Hooks
+from durableq.engine.notes import Notebook
+from durableq.engine.processes import ProcessRunner
 from durableq.engine.reaper import Pruner, Reaper
-from durableq.engine.runners import LoopRunner, Runner, ThreadRunner
+from durableq.engine.runners import LoopRunner, Slots, ThreadRunner
+from durableq.engine.running import Complete, Services
 from durableq.engine.settler import Settler
 from durableq.errors import DurableQError, StorageError
 from durableq.events import Emitter, LeaseLost, StorageTrouble, WorkerEvicted, WorkerStarted, WorkerStopped
-from durableq.models import ClaimRequest, Lease, LeaseKey, Outcome, Released
+from durableq.jobs import JobMaker
+from durableq.models import ClaimRequest, Completed, Lease, LeaseKey, Outcome, Released
 from durableq.options import QueueOptions
 from durableq.registry import Registry
-from durableq.storage.protocol import Exchanged, Storage
+from durableq.storage.protocol import NO_NOTES, Exchanged, Notes, Storage
 
 _LAST_WRITES_SECONDS: Final = 0.3
 """How long the final settle, and then taking the worker off the list, may each wait for the write lock."""
@@ -39,7 +44,17 @@ class Worker:
     """Runs jobs of one storage in this process. Made and run by `DurableQ`, on its event loop."""
 
     def __init__(
-        self, *, storage: Storage, registry: Registry, emitter: Emitter, clock: Clock, options: QueueOptions
+        self,
+        *,
+        storage: Storage,
+        registry: Registry,
+        emitter: Emitter,
+        hooks: Hooks,
+        maker: JobMaker,
+        clock: Clock,
+        options: QueueOptions,
+        complete: Complete,
+        overrides: Callable[[], Overrides],
     ) -> None:
         self.settled = asyncio.Event()
         """Set after each exchange that settled something."""
@@ -53,20 +68,31 @@ class Worker:
         self._is_stopping = False
         self._is_ending = False
         self._worker_id = 0
-        self._runners: dict[str, Runner] = {
-            "loop": LoopRunner(options.concurrency),
-            "thread": ThreadRunner(options.threads, self._wake.set),
-        }
+        self._hooks = hooks
+        loop = LoopRunner(options.concurrency)
+        threads = ThreadRunner(options.threads, self._wake.set)
+        processes = ProcessRunner(options.processes, options.process_memory)
+        self._slots: tuple[Slots, ...] = (loop, threads, processes)
+        self._notebook = Notebook(self._wake.set)
         self._settler = Settler(emitter, self._wake.set)
         self._executor = Executor(
             registry=registry,
-            runners=self._runners,
+            runners={"loop": loop, "thread": threads},
+            processes=processes,
             emitter=emitter,
-            clock=clock,
-            max_result_bytes=options.max_payload_bytes,
+            hooks=hooks,
+            services=Services(clock, maker, self._notebook, complete, options.max_payload_bytes),
+            storage=storage,
+            overrides=overrides,
             finished=self._finished,
         )
-        self._claimer = Claimer(registry=registry, runners=self._runners, emitter=emitter, queues=options.queues)
+        self._claimer = Claimer(
+            registry=registry,
+            runners={"loop": loop, "thread": threads, "process": processes},
+            emitter=emitter,
+            queues=options.queues,
+        )
+        self._cancelled_early: set[LeaseKey] = set()
         self._reaper = Reaper(storage, emitter, options.max_crashes)
         self._pruner = Pruner(storage, emitter, clock, options)
         self._heartbeat = Heartbeat(
@@ -82,7 +108,7 @@ class Worker:
 
     async def start(self) -> None:
         """Register, and take back what dead workers left, an earlier run of this app among them."""
-        self._worker_id = await self._storage.register(self._wake_up)
+        self._worker_id = await self._storage.register(self._wake_up, self._cancel)
         await self._reaper.reap()
         self._heartbeat.start()
         self._emitter.emit(WorkerStarted(self._worker_id))
@@ -106,8 +132,8 @@ class Worker:
             await self._hand_back_and_leave()
         finally:
             self._heartbeat.stop()
-            for runner in self._runners.values():
-                runner.stop()
+            for slots in self._slots:
+                slots.stop()
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -136,28 +162,39 @@ class Worker:
             self._new_names = False
             self._claimer.learn(self._storage.names())
         batch, claim, news = self._settler.take(), self._claim_request(), self._claimer.news
-        if not batch and claim is None:
+        notes = self._notebook.take()
+        if not batch and claim is None and notes is NO_NOTES:
             return False
-        exchanged = await self._exchange(batch, claim)
+        exchanged = await self._exchange(batch, claim, notes)
+        self._notebook.written(notes)
         self._settler.written(batch, exchanged.lost)
-        for lease in exchanged.leases:
-            self._executor.start(lease)
+        self._start(exchanged.leases)
         if claim is not None:
             self._claimer.note(claim, exchanged.leases, news)
         if batch:
             self.settled.set()
         return True
 
+    def _start(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            self._executor.start(lease)
+        if self._cancelled_early:  # their end was asked for between their claim and this moment
+            early, self._cancelled_early = self._cancelled_early, set()
+            self._executor.cancel(early)
+
+    def _cancel(self, keys: Collection[LeaseKey]) -> None:
+        self._cancelled_early.update(self._executor.cancel(keys))
+
     def _claim_request(self) -> ClaimRequest | None:
         if self._is_stopping:
             return None
         return self._claimer.request(runs_a_suspect=self._executor.runs_a_suspect)
 
-    async def _exchange(self, batch: Settled, claim: ClaimRequest | None) -> Exchanged:
+    async def _exchange(self, batch: Settled, claim: ClaimRequest | None, notes: Notes) -> Exchanged:
         async def exchange() -> Exchanged:
             self._is_claiming = claim is not None
             try:
-                return await self._storage.exchange(batch, claim)
+                return await self._storage.exchange(batch, claim, notes)
             finally:
                 self._is_claiming = False
 
@@ -174,7 +211,7 @@ class Worker:
             await asyncio.sleep(backoff * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
             backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
 
-    def _finished(self, lease: Lease, outcome: Outcome) -> None:
+    def _finished(self, lease: Lease, outcome: Outcome | Completed) -> None:
         if lease.crashes:
             self._claimer.suspect_finished()
         self._settler.add(lease, outcome)
@@ -209,7 +246,7 @@ class Worker:
 
     async def _register_again(self) -> None:
         await self._storage.deregister()
-        self._worker_id = await self._storage.register(self._wake_up)
+        self._worker_id = await self._storage.register(self._wake_up, self._cancel)
 
     # -- the end -------------------------------------------------------------------------------------------
 
@@ -223,8 +260,11 @@ class Worker:
             self._settler.add(lease, Released())
         with contextlib.suppress(DurableQError), anyio.move_on_after(_LAST_WRITES_SECONDS):
             while batch := self._settler.take():
-                exchanged = await self._storage.exchange(batch, None)
+                notes = self._notebook.take()
+                exchanged = await self._storage.exchange(batch, None, notes)
+                self._notebook.written(notes)
                 self._settler.written(batch, exchanged.lost)
         with contextlib.suppress(DurableQError), anyio.move_on_after(_LAST_WRITES_SECONDS):
             await self._storage.deregister()
         self._emitter.emit(WorkerStopped(self._worker_id, len(released)))
+        await self._hooks.finish()

@@ -15,7 +15,7 @@ from durableq.engine.decisions import (
     after_crash,
     failure_of,
 )
-from durableq.models import Dead, Failure, Lease, Retry
+from durableq.models import Dead, Failure, Lease, Retried
 
 PACKAGE = Path(durableq.__file__).resolve().parent
 
@@ -236,14 +236,14 @@ class TestHostileExceptions:
 class TestCrashes:
     def test_a_job_whose_worker_died_runs_again_at_once(self) -> None:
         outcome = after_crash(lease(), "the worker's process died", charged=True, max_crashes=3)
-        assert isinstance(outcome, Retry)
+        assert isinstance(outcome, Retried)
         assert (outcome.run_at, outcome.crashed) == (None, True)
         assert outcome.failure.type == WORKER_DIED
         assert "process died" in outcome.failure.message
 
     def test_the_last_crash_ends_it_with_the_reason(self) -> None:
         kinds = [type(after_crash(lease(crashes=n), "it died", charged=True, max_crashes=3)) for n in range(4)]
-        assert kinds == [Retry, Retry, Dead, Dead]
+        assert kinds == [Retried, Retried, Dead, Dead]
         outcome = after_crash(lease(crashes=2), "it died", charged=True, max_crashes=3)
         assert isinstance(outcome, Dead)
         assert outcome.crashed
@@ -252,7 +252,7 @@ class TestCrashes:
 
     def test_a_death_that_is_nobodys_fault_is_not_charged(self) -> None:
         outcome = after_crash(lease(crashes=2), "the host was restarted", charged=False, max_crashes=3)
-        assert isinstance(outcome, Retry)
+        assert isinstance(outcome, Retried)
         assert not outcome.crashed
 
     @pytest.mark.parametrize("charged", [True, False])

@@ -27,7 +27,7 @@ from durableq.models import (
     Lease,
     Page,
     Released,
-    Retry,
+    Retried,
     Succeeded,
     new_job_id,
 )
@@ -132,7 +132,7 @@ class TestJobs:
             JobError("E", "m"),
             Failure("E", "m", "t"),
             Succeeded(None),
-            Retry(Failure("E", "m", "t"), None),
+            Retried(Failure("E", "m", "t"), None),
             Dead(Failure("E", "m", "t")),
             Released(),
             JobFilter(),

@@ -9,7 +9,16 @@ import pytest
 
 from durableq import DurableQ, RetryPolicy
 from durableq.errors import ConfigurationError
-from durableq.options import QueueOptions, QueueSettings, TaskOptions, TaskSettings, checked, queue_options
+from durableq.options import (
+    CODE_OPTIONS,
+    QueueOptions,
+    QueueSettings,
+    RegistrationSettings,
+    TaskOptions,
+    TaskSettings,
+    checked,
+    queue_options,
+)
 
 
 def task_options(**given: Any) -> TaskOptions:
@@ -79,7 +88,8 @@ class TestQueueOptions:
 
     def test_type_checkers_know_every_option(self) -> None:
         assert get_type_hints(QueueSettings).keys() == QueueOptions.model_fields.keys()
-        assert get_type_hints(TaskSettings).keys() == TaskOptions.model_fields.keys()
+        assert get_type_hints(RegistrationSettings).keys() == TaskOptions.model_fields.keys()
+        assert get_type_hints(TaskSettings).keys() == TaskOptions.model_fields.keys() - CODE_OPTIONS
 
 
 class TestEnvironment:

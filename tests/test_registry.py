@@ -15,7 +15,8 @@ import tenacity
 
 import tests.support
 from durableq.errors import ConfigurationError, InvalidTask
-from durableq.registry import Registry, root_of_caller
+from durableq.names import root_of_caller
+from durableq.registry import Registry
 
 if TYPE_CHECKING:
     from decimal import Decimal as OnlyForTypeCheckers

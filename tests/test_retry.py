@@ -10,7 +10,7 @@ from tenacity.wait import wait_base
 
 from durableq import DurableQ, JobState, RetryPolicy, wait_with_jitter
 from durableq.engine.decisions import after_error
-from durableq.models import Dead, Lease, Retry
+from durableq.models import Dead, Lease, Retried
 from durableq.retry import DEFAULT_POLICY, LONGEST_DELAY_SECONDS
 from tests.support import eventually
 
@@ -153,13 +153,13 @@ class TestBounds:
 class TestOutcomes:
     def test_a_failed_attempt_is_retried_after_its_delay(self) -> None:
         outcome = after_error(lease(), ValueError("boom"), RetryPolicy(wait=tenacity.wait_fixed(5)), now=100 * SECOND)
-        assert isinstance(outcome, Retry)
+        assert isinstance(outcome, Retried)
         assert outcome.run_at == 105 * SECOND
         assert (outcome.failure.type, outcome.failure.message) == ("ValueError", "boom")
         assert not outcome.crashed
 
     def test_the_last_attempt_ends_the_job(self) -> None:
-        for attempt, kind in ((4, Retry), (5, Dead), (6, Dead)):
+        for attempt, kind in ((4, Retried), (5, Dead), (6, Dead)):
             assert type(after_error(lease(attempt), ValueError(), DEFAULT_POLICY, now=0)) is kind
 
     def test_a_policy_that_gives_up_ends_the_job_sooner(self) -> None:
@@ -168,7 +168,7 @@ class TestOutcomes:
 
     def test_a_policy_sees_how_old_the_job_is(self) -> None:
         policy = RetryPolicy(stop=tenacity.stop_after_delay(60))
-        for now, kind in ((150, Retry), (170, Dead)):
+        for now, kind in ((150, Retried), (170, Dead)):
             outcome = after_error(lease(created_at=100 * SECOND), ValueError(), policy, now * SECOND)
             assert type(outcome) is kind
 

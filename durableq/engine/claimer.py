@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from durableq.engine.runners import Runner
+from durableq.engine.runners import Slots
 from durableq.events import Emitter, UnknownTasks
 from durableq.models import ClaimRequest, Lane, Lease, Names
 from durableq.registry import Registry
@@ -24,7 +24,7 @@ class Claimer:
         self,
         *,
         registry: Registry,
-        runners: Mapping[str, Runner],
+        runners: Mapping[str, Slots],
         emitter: Emitter,
         queues: Collection[str] | None,
     ) -> None:

@@ -4,31 +4,108 @@ import os
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
-from durableq.clock import SECOND
-from durableq.models import Dead, Failure, Lease, Retry
-from durableq.retry import RetryPolicy
+from durableq.clock import SECOND, to_datetime
+from durableq.errors import AttemptTimedOut, WorkerDied
+from durableq.models import Cancelled, Dead, Failure, Lease, Retried, Snoozed
+from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze
 
 TYPE_CHARACTERS: Final = 400
 MESSAGE_CHARACTERS: Final = 2_000
 TRACEBACK_CHARACTERS: Final = 64_000
 WORKER_DIED: Final = "durableq.WorkerDied"
 """The error type of an attempt that ended with its worker."""
+EXPIRED: Final = "durableq.Expired"
+DEADLINE_PASSED: Final = "durableq.DeadlinePassed"
+CANCELLED: Final = "durableq.Cancelled"
 
 _PACKAGE: Final = str(Path(__file__).resolve().parent.parent) + os.sep
 
 
-def after_error(lease: Lease, error: BaseException, policy: RetryPolicy, now: int) -> Retry | Dead:
+class Ruling(NamedTuple):
+    """What an exception asks for, before the limits of its job are looked at. ``delay`` is in seconds."""
+
+    action: Literal["retry", "snooze", "die"]
+    delay: float = 0.0
+
+
+DIE: Final = Ruling("die")
+
+
+class RemoteFailure(Exception):
+    """An attempt failed in a child process, where its exception stayed behind.
+
+    ``kinds`` are the qualified names of the exception's types, itself first.
+    """
+
+    def __init__(self, failure: Failure, ruling: Ruling, kinds: tuple[str, ...]) -> None:
+        super().__init__(f"{failure.type}: {failure.message}")
+        self.failure = failure
+        self.ruling = ruling
+        self.kinds = kinds
+
+
+def ruling_on(error: BaseException, policy: RetryPolicy, attempt: int, elapsed_seconds: float, now: int) -> Ruling:
+    """Say what an exception asks for. ``now`` is wall time in microseconds, ``elapsed_seconds`` the job's age."""
+    if isinstance(error, RemoteFailure):
+        return error.ruling
+    if isinstance(error, PermanentFailure):
+        return DIE
+    if isinstance(error, Snooze):
+        return Ruling("snooze", error.delay)
+    asked = error.seconds(to_datetime(now)) if isinstance(error, Retry) else None
+    delay = policy.delay(attempt, error, elapsed_seconds) if asked is None else asked
+    return DIE if delay is None else Ruling("retry", delay)
+
+
+def after_error(lease: Lease, error: BaseException, policy: RetryPolicy, now: int) -> Retried | Dead | Snoozed:
     """Decide after the task raised. ``now`` is wall time in microseconds."""
+    ruling = ruling_on(error, policy, lease.attempt, (now - lease.created_at) / SECOND, now)
     failure = failure_of(error)
-    if lease.attempt >= lease.max_attempts:
-        return Dead(failure)
-    delay = policy.delay(lease.attempt, error, (now - lease.created_at) / SECOND)
-    return Dead(failure) if delay is None else Retry(failure, now + round(delay * SECOND))
+    run_at = now + round(ruling.delay * SECOND)
+    is_too_late = lease.deadline_at is not None and run_at >= lease.deadline_at
+    if ruling.action == "die" or is_too_late:
+        return Dead(failure, error=error)
+    if ruling.action == "snooze":
+        return Snoozed(run_at)
+    return Dead(failure, error=error) if lease.attempt >= lease.max_attempts else Retried(failure, run_at, error=error)
 
 
-def after_crash(lease: Lease, reason: str, charged: bool, max_crashes: int) -> Retry | Dead:
+def before_start(lease: Lease, now: int) -> Cancelled | Dead | None:
+    """Decide whether a claimed job comes too late to be started at all."""
+    if lease.deadline_at is not None and now >= lease.deadline_at:
+        text = "the job's deadline passed before it could be finished"
+        return Dead(Failure(DEADLINE_PASSED, text, text), error=AttemptTimedOut(text))
+    if lease.expires_at is not None and now >= lease.expires_at:
+        text = "the job expired: nobody started it in time"
+        return Cancelled(Failure(EXPIRED, text, text))
+    return None
+
+
+def time_limit(lease: Lease, timeout: int | None, now: int) -> float | None:
+    """Return how many seconds an attempt that starts now may take, None for as long as it likes."""
+    limits = [timeout] if timeout is not None else []
+    if lease.deadline_at is not None:
+        limits.append(lease.deadline_at - now)
+    return max(min(limits), 0) / SECOND if limits else None
+
+
+def timed_out(lease: Lease, seconds: float, now: int) -> AttemptTimedOut:
+    """Return the error of an attempt that was stopped after so many seconds."""
+    if lease.deadline_at is not None and now >= lease.deadline_at:
+        return AttemptTimedOut(f"attempt {lease.attempt} was stopped at the job's deadline, after {seconds:g} s")
+    return AttemptTimedOut(f"attempt {lease.attempt} was stopped: it took longer than its timeout of {seconds:g} s")
+
+
+def after_cancellation(error: BaseException | None) -> Cancelled:
+    """Describe the end of an attempt that somebody asked for; ``error`` is what the task raised meanwhile."""
+    text = "cancelled while running"
+    trace = text if error is None else failure_of(error).traceback
+    return Cancelled(Failure(CANCELLED, text, trace))
+
+
+def after_crash(lease: Lease, reason: str, charged: bool, max_crashes: int) -> Retried | Dead:
     """Decide after the job's worker died. The start was counted by the claim; a crash that is ``charged`` counts too.
 
     The job may run again at once, unless it was its last attempt or it has taken too many processes down.
@@ -36,16 +113,18 @@ def after_crash(lease: Lease, reason: str, charged: bool, max_crashes: int) -> R
     crashes = lease.crashes + int(charged)
     if charged and crashes >= max_crashes:
         text = f"worker died while running: {reason}; that was crash {crashes} of at most {max_crashes}"
-        return Dead(Failure(WORKER_DIED, text, text), crashed=True)
+        return Dead(Failure(WORKER_DIED, text, text), crashed=True, error=WorkerDied(text))
     text = f"worker died while running: {reason}"
     failure = Failure(WORKER_DIED, text, text)
     if lease.attempt >= lease.max_attempts:
-        return Dead(failure, crashed=charged)
-    return Retry(failure, run_at=None, crashed=charged)
+        return Dead(failure, crashed=charged, error=WorkerDied(text))
+    return Retried(failure, run_at=None, crashed=charged, error=WorkerDied(text))
 
 
 def failure_of(error: BaseException) -> Failure:
     """Describe an exception for storage: full chained traceback, no locals, capped, whatever its methods do."""
+    if isinstance(error, RemoteFailure):
+        return error.failure
     return Failure(
         _cut(_type_name(error), TYPE_CHARACTERS),
         _cut(_message(error), MESSAGE_CHARACTERS),
@@ -55,12 +134,14 @@ def failure_of(error: BaseException) -> Failure:
 
 def _type_name(error: BaseException) -> str:
     kind = type(error)
-    return _storable(kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}")
+    if kind.__module__.startswith("durableq."):  # where it is defined is no part of its name
+        return f"durableq.{kind.__qualname__}"
+    return storable(kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}")
 
 
 def _message(error: BaseException) -> str:
     try:
-        return _storable(str(error))
+        return storable(str(error))
     except BaseException as broken:  # it may raise anything, SystemExit included
         return f"<{type(error).__name__}: its __str__ raised {type(broken).__name__}>"
 
@@ -68,7 +149,7 @@ def _message(error: BaseException) -> str:
 def _traceback(error: BaseException) -> str:
     try:
         lines = traceback.TracebackException(type(error), error, _from_user_code(error.__traceback__)).format()
-        return _storable("".join(lines))
+        return storable("".join(lines))
     except BaseException as broken:  # a hostile exception; its own text is lost, the attempt is not
         return f"<the traceback could not be formatted: {type(broken).__name__}>"
 
@@ -81,7 +162,7 @@ def _from_user_code(trace: TracebackType | None) -> TracebackType | None:
     return frame or trace
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Make any text fit for a database: lone surrogates and NUL become visible escapes."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 

@@ -1,39 +1,49 @@
 """Runs leases: one lease in, one outcome out. Nothing a task does gets past here.
 
-Each job runs in an asyncio task of its own, kept in a table rather than in a task group: at shutdown a task that
-swallows its cancellation must be left behind, and a task group would wait for it for ever.
+Each job runs in an asyncio task of its own, kept in a table rather than in a task group: at shutdown, and past its
+time limit, a task that swallows its cancellation must be left behind, and a task group would wait for it for ever.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any, Final
 
-from durableq.clock import Clock
+from durableq.clock import SECOND
 from durableq.codec import checksum, encode_result
+from durableq.context import set_current
 from durableq.engine import decisions
-from durableq.engine.runners import Runner
-from durableq.errors import InvalidArguments
-from durableq.events import Emitter, JobStarted, ResultNotStored
-from durableq.models import Dead, Failure, Lease, LeaseKey, Outcome, Released, Succeeded
-from durableq.registry import AnyTask, Registry
-from durableq.retry import DEFAULT_POLICY
+from durableq.engine.hooks import Hooks
+from durableq.engine.processes import ProcessRunner, RemoteCall
+from durableq.engine.runners import OUT_OF_TIME, Runner, Slots
+from durableq.engine.running import RunningJob, Services
+from durableq.errors import CompletionRolledBack, InvalidArguments, StorageError
+from durableq.events import AttemptOverran, Emitter, JobStarted, ResultNotStored
+from durableq.models import (
+    Completed,
+    Dead,
+    Failure,
+    JobState,
+    Lease,
+    LeaseKey,
+    Outcome,
+    Released,
+    Succeeded,
+)
+from durableq.registry import Registry
+from durableq.retry import DEFAULT_POLICY, RetryPolicy
+from durableq.storage.protocol import Storage
 
 logger = logging.getLogger("durableq")
 
 CANCELLATION_SECONDS: Final = 0.4
 """How long cancelled jobs may take to clean up at shutdown, within the second that follows ``grace``."""
+OVERRUN_SECONDS: Final = 5.0
+"""How long an attempt may clean up after its time limit, before it is left behind."""
+_LOOK_AGAIN_SECONDS: Final = 0.1
 
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    lease: Lease
-    runner: Runner
-    has_begun: bool = False
-    given_up: bool = False
-    """We cancelled it ourselves; what it still does has no outcome."""
-    task: asyncio.Task[None] | None = None
+Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
 
 
 class Executor:
@@ -44,19 +54,29 @@ class Executor:
         *,
         registry: Registry,
         runners: Mapping[str, Runner],
+        processes: ProcessRunner,
         emitter: Emitter,
-        clock: Clock,
-        max_result_bytes: int,
-        finished: Callable[[Lease, Outcome], None],
+        hooks: Hooks,
+        services: Services,
+        storage: Storage,
+        overrides: Callable[[], Overrides],
+        finished: Callable[[Lease, Outcome | Completed], None],
     ) -> None:
+        """``overrides`` gives the application's ``dependency_overrides``."""
         self._registry = registry
         self._runners = runners
+        self._processes = processes
+        self._slots: Mapping[str, Slots] = {**runners, "process": processes}
         self._emitter = emitter
-        self._clock = clock
-        self._max_result_bytes = max_result_bytes
+        self._hooks = hooks
+        self._services = services
+        self._clock = services.clock
+        self._storage = storage
+        self._overrides = overrides
         self._finished = finished
-        self._running: dict[LeaseKey, _Running] = {}
-        self._leaving: dict[LeaseKey, _Running] = {}
+        self._running: dict[LeaseKey, RunningJob] = {}
+        self._leaving: dict[LeaseKey, RunningJob] = {}
+        self._left_behind: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._suspects = 0
@@ -78,12 +98,29 @@ class Executor:
         if task is None:
             self._finished(lease, Released())
             return
-        running = _Running(lease, self._runners[task.runner])
+        running = RunningJob(lease, task, self._slots[task.runner], self._services)
         self._running[lease.key] = running
-        running.runner.occupied += 1
+        running.slots.occupied += 1
         self._suspects += lease.crashes > 0
         self._idle.clear()
-        running.task = asyncio.get_running_loop().create_task(self._run(running, task), name=lease.task)
+        running.asyncio_task = asyncio.get_running_loop().create_task(self._run(running), name=lease.task)
+
+    def cancel(self, keys: Collection[LeaseKey]) -> list[LeaseKey]:
+        """End jobs that somebody wants ended; return the keys of those that do not run here.
+
+        An async task is cancelled at its next await, a child process killed; a thread sees it in
+        ``current_job().cancelled``.
+        """
+        unknown = []
+        for key in keys:
+            running = self._running.get(key)
+            if running is None:
+                unknown.append(key)
+            elif not running.cancel_asked:
+                running.cancel_asked = True
+                if running.has_begun and running.definition.runner != "thread":
+                    _cancel(running)
+        return unknown
 
     async def wait_idle(self, timeout: float) -> None:
         """Return when nothing runs any more, or after ``timeout`` seconds."""
@@ -99,7 +136,12 @@ class Executor:
         self._leaving = self._running
         self._running = {}
         self._idle.set()
-        tasks = [task for running in given_up if (task := self._cancel(running)) is not None]
+        for running in given_up:
+            running.given_up = True
+            _cancel(running)
+        tasks = [*self._left_behind, *(one.asyncio_task for one in given_up if one.asyncio_task is not None)]
+        for task in self._left_behind:
+            task.cancel()
         if tasks:
             _, stubborn = await asyncio.wait(tasks, timeout=CANCELLATION_SECONDS)
             for task in stubborn:
@@ -110,58 +152,197 @@ class Executor:
         self._leaving = {}
         return [running.lease for running in given_up]
 
-    def _cancel(self, running: _Running) -> asyncio.Task[None] | None:
-        running.given_up = True
-        if running.task is not None:
-            running.task.cancel()
-        return running.task
-
-    def _free_slot(self, running: _Running) -> None:
-        running.runner.occupied -= 1
+    def _free_slot(self, running: RunningJob) -> None:
+        running.slots.occupied -= 1
         self._suspects -= running.lease.crashes > 0
 
-    async def _run(self, running: _Running, task: AnyTask) -> None:
+    # -- one attempt ---------------------------------------------------------------------------------------
+
+    async def _run(self, running: RunningJob) -> None:
         running.has_begun = True
+        set_current(running)
         try:
             if self._emitter.wants(JobStarted):
                 self._emitter.emit(JobStarted(running.lease))
-            outcome = await self._outcome(running, task)
+            outcome = await self._outcome(running)
         finally:
             self._free_slot(running)
-        if running.given_up:
-            return
+        if not running.given_up:
+            self._end(running, outcome)
+
+    def _end(self, running: RunningJob, outcome: Outcome | Completed) -> None:
         del self._running[running.lease.key]
         if not self._running:
             self._idle.set()
         self._finished(running.lease, outcome)
 
-    async def _outcome(self, running: _Running, task: AnyTask) -> Outcome:
-        """Decode, run, decide. User code runs under BaseException: even SystemExit ends only the attempt."""
+    async def _outcome(self, running: RunningJob) -> Outcome | Completed:
+        """Check, run within the time limit, decide."""
         lease = running.lease
+        now = 0
+        if lease.deadline_at is not None or lease.expires_at is not None:
+            now = self._clock.wall()
+            if (late := decisions.before_start(lease, now)) is not None:
+                return late
+        if running.cancel_asked:
+            return decisions.after_cancellation(None)
         if checksum(lease.args_json) != lease.checksum:
             return _dead("durableq.PayloadCorrupt", "the stored arguments do not match their checksum; not executed")
+        timer = self._limit_time(running, now)
+        try:
+            outcome = await self._attempt(running)
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if running.completes_itself and not running.given_up:
+            return await self._after_completion(running, outcome)
+        return outcome
+
+    async def _attempt(self, running: RunningJob) -> Outcome:
+        """Run user code, under BaseException: even SystemExit ends only the attempt."""
+        try:
+            if self._hooks.has_middleware:
+                return Succeeded(
+                    await self._hooks.around(running, partial(self._result, running)), _follow_ups(running)
+                )
+            return Succeeded(await self._result(running), _follow_ups(running))
+        except _Unfit as error:
+            return _dead("durableq.InvalidArguments", f"{error.__cause__}; edit the arguments and retry")
+        except BaseException as error:
+            return self._after_error(running, error)
+
+    async def _result(self, running: RunningJob) -> str | None:
+        """Call the task where it runs, and return its encoded result."""
+        task, lease = running.definition, running.lease
+        if task.runner == "process":
+            return self._kept(running, *await self._processes.run(self._remote_call(running), running))
         try:
             args, kwargs = task.codec.decode(lease.args_json)
         except InvalidArguments as error:
-            return _dead("durableq.InvalidArguments", f"{error}; edit the arguments and retry")
-        except BaseException as error:  # a validator of the app, broken
-            return self._after_error(lease, error, task)
-        try:
-            value = await running.runner.run(task.function, args, kwargs)
-        except BaseException as error:
-            return Released() if running.given_up else self._after_error(lease, error, task)
-        result, reason = encode_result(value, self._max_result_bytes)
-        if reason is not None:
-            self._emitter.emit(ResultNotStored(lease, reason))
-        return Succeeded(result)
+            raise _Unfit from error
+        if task.injection is None:
+            value = await self._runners[task.runner].run(task.function, args, kwargs)
+        else:
+            async with task.injection.resolve(self._overrides()) as injected:
+                value = await self._runners[task.runner].run(task.function, args, kwargs | injected)
+        if value is None or running.settings.get("keeps_result") is False:
+            return None
+        return self._kept(running, *encode_result(value, self._services.max_result_bytes))
 
-    def _after_error(self, lease: Lease, error: BaseException, task: AnyTask) -> Outcome:
+    def _kept(self, running: RunningJob, result_json: str | None, not_kept: str | None) -> str | None:
+        if running.settings.get("keeps_result") is False:
+            return None
+        if not_kept is not None:
+            self._emitter.emit(ResultNotStored(running.lease, not_kept))
+        return result_json
+
+    def _remote_call(self, running: RunningJob) -> RemoteCall:
+        lease = running.lease
+        return RemoteCall(
+            function=running.definition.function,
+            task=running.definition.name,
+            args_json=lease.args_json,
+            job=running.facts(),
+            attempt=lease.attempt,
+            elapsed_seconds=(self._clock.wall() - lease.created_at) / SECOND,
+            max_result_bytes=self._services.max_result_bytes,
+            max_payload_bytes=self._services.maker.max_payload_bytes,
+        )
+
+    # -- the time limit ------------------------------------------------------------------------------------
+
+    def _limit_time(self, running: RunningJob, now: int) -> asyncio.TimerHandle | None:
+        lease = running.lease
+        timeout = running.definition.settings.timeout_micros
+        if lease.settings is not None:
+            timeout = running.settings.get("timeout", timeout)
+        seconds = decisions.time_limit(lease, timeout, now)
+        if seconds is None:
+            return None
+        return asyncio.get_running_loop().call_later(seconds, self._time_out, running, seconds)
+
+    def _time_out(self, running: RunningJob, seconds: float) -> None:
+        """Stop an attempt: a coroutine at its await, a child by a kill. A thread goes on, but nobody waits for it."""
+        running.timed_out = seconds
+        _cancel(running, OUT_OF_TIME)
+        if running.definition.runner == "thread":
+            left_behind = getattr(running.slots, "left_behind", 0) + 1
+            self._emitter.emit(AttemptOverran(running.lease, "thread", left_behind))
+        asyncio.get_running_loop().call_later(OVERRUN_SECONDS, self._leave_if_still_there, running)
+
+    def _leave_if_still_there(self, running: RunningJob) -> None:
+        if self._running.get(running.lease.key) is not running or running.asyncio_task is None:
+            return
+        running.given_up = True
+        task = running.asyncio_task
+        self._left_behind.add(task)
+        task.add_done_callback(self._left_behind.discard)
+        self._emitter.emit(AttemptOverran(running.lease, running.definition.runner, len(self._left_behind)))
         now = self._clock.wall()
+        error = decisions.timed_out(running.lease, running.timed_out or 0.0, now)
+        self._end(running, self._decided(running, error, now))
+
+    # -- what comes of it ----------------------------------------------------------------------------------
+
+    def _after_error(self, running: RunningJob, error: BaseException) -> Outcome:
+        if running.asyncio_task is not None:
+            while running.asyncio_task.cancelling():  # it has arrived; what follows is ours
+                running.asyncio_task.uncancel()
+        if running.given_up:
+            return Released()
+        if running.cancel_asked:
+            return decisions.after_cancellation(error)
+        now = self._clock.wall()
+        if running.timed_out is not None:
+            cause = error
+            error = decisions.timed_out(running.lease, running.timed_out, now)
+            error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
+        return self._decided(running, error, now)
+
+    def _decided(self, running: RunningJob, error: BaseException, now: int) -> Outcome:
         try:
-            return decisions.after_error(lease, error, task.settings.retry, now)
+            return decisions.after_error(running.lease, error, self._policy(running), now)
         except BaseException:
-            logger.exception("the retry policy of %s raised; the default policy decides", lease.task)
-            return decisions.after_error(lease, error, DEFAULT_POLICY, now)
+            logger.exception("the retry policy of %s raised; the default policy decides", running.lease.task)
+            return decisions.after_error(running.lease, error, DEFAULT_POLICY, now)
+
+    def _policy(self, running: RunningJob) -> RetryPolicy:
+        name = None if running.lease.settings is None else running.settings.get("retry")
+        named = None if name is None else self._registry.policy_named(name)
+        if name is not None and named is None:
+            logger.warning("no retry policy is named %r here; that of %s decides", name, running.lease.task)
+        return named or running.definition.settings.policy
+
+    async def _after_completion(self, running: RunningJob, outcome: Outcome) -> Outcome | Completed:
+        """The task has written its success itself: see whether that was committed, whatever came afterwards."""
+        while True:
+            try:
+                state = await self._storage.state_of_lease(running.lease)
+                break
+            except StorageError as error:
+                logger.warning("cannot see whether job %s is completed, looking again: %s", running.lease.id, error)
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        if state is JobState.SUCCEEDED:
+            if not isinstance(outcome, Succeeded):
+                logger.warning("job %s raised after its success was committed: %r", running.lease.id, outcome)
+            return Completed()
+        if state is JobState.RUNNING and isinstance(outcome, Succeeded):
+            text = "the transaction of complete_within was not committed when the task returned"
+            return self._decided(running, CompletionRolledBack(text), self._clock.wall())
+        return outcome
+
+
+class _Unfit(Exception):
+    """The stored arguments do not fit the task; its cause says why."""
+
+
+def _follow_ups(running: RunningJob) -> tuple[Any, ...]:
+    return tuple(running.follow_ups) if running.follow_ups else ()
+
+
+def _cancel(running: RunningJob, why: str | None = None) -> None:
+    if running.asyncio_task is not None:
+        running.asyncio_task.cancel(why)
 
 
 def _leave_behind(task: asyncio.Task[None]) -> None:

@@ -1,14 +1,15 @@
-"""Periodic care: take back what dead workers held, and delete what was finished long ago."""
+"""Periodic care: take back what dead workers held, end what came too late, delete what was finished long ago."""
 
 import asyncio
 from datetime import datetime, timedelta
 from typing import Final
 
 from durableq.clock import Clock, to_datetime
-from durableq.engine.decisions import after_crash
+from durableq.engine.decisions import after_crash, before_start
+from durableq.engine.settler import announce
 from durableq.errors import DurableQError
 from durableq.events import Emitter, StorageTrouble, WorkerReaped
-from durableq.models import JobState, Lease, Outcome
+from durableq.models import Dead, JobState, Lease, Outcome
 from durableq.options import QueueOptions
 from durableq.storage.protocol import Storage
 
@@ -16,6 +17,7 @@ REAP_EVERY_SECONDS: Final = 0.4
 """A dead process is noticed within this: its jobs are runnable again well inside the promised second."""
 PRUNE_EVERY_SECONDS: Final = 60.0
 PRUNE_AT_ONCE: Final = 500
+OVERDUE_AT_ONCE: Final = 500
 _BREATH_SECONDS: Final = 0.05
 _AFTER_TROUBLE_SECONDS: Final = 1.0
 
@@ -32,14 +34,23 @@ class Reaper:
         """Take back once. Raises `StorageError`."""
         for dead in await self._storage.reap(self._decide):
             self._emitter.emit(WorkerReaped(dead.worker_id, dead.reason, len(dead.leases)))
+            for lease, outcome in dead.leases:
+                if isinstance(outcome, Dead):
+                    announce(self._emitter, lease, outcome)
+
+    async def give_up_overdue(self) -> None:
+        """End what waits though its time to start, or to finish, is over. Raises `StorageError`."""
+        for lease, outcome in await self._storage.give_up_overdue(before_start, OVERDUE_AT_ONCE):
+            announce(self._emitter, lease, outcome)
 
     async def run(self) -> None:
         while True:
             pause = REAP_EVERY_SECONDS
             try:
                 await self.reap()
+                await self.give_up_overdue()
             except DurableQError as error:
-                self._emitter.emit(StorageTrouble("looking for dead workers", error))
+                self._emitter.emit(StorageTrouble("looking for dead workers and late jobs", error))
                 pause = _AFTER_TROUBLE_SECONDS
             await asyncio.sleep(pause)
 
@@ -66,10 +77,17 @@ class Pruner:
         for state, kept in self._retention.items():
             if kept is not None:
                 await self._prune_before(state, now - kept)
+        await self._drop_results()
 
     async def _prune_before(self, state: JobState, before: datetime) -> None:
         while True:
             if await self._storage.prune(state, before, PRUNE_AT_ONCE) < PRUNE_AT_ONCE:
+                return
+            await asyncio.sleep(_BREATH_SECONDS)
+
+    async def _drop_results(self) -> None:
+        while True:
+            if await self._storage.drop_results(PRUNE_AT_ONCE) < PRUNE_AT_ONCE:
                 return
             await asyncio.sleep(_BREATH_SECONDS)
 

@@ -8,11 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+OUT_OF_TIME: Final = "out of time"
+"""The message of a cancellation that comes from a time limit."""
 
 
-class Runner(Protocol):
-    """Runs functions, up to a number at once. ``occupied`` is counted by the executor."""
+class Slots(Protocol):
+    """Room for a number of jobs at once. ``occupied`` is counted by the executor."""
 
     occupied: int
 
@@ -21,11 +24,15 @@ class Runner(Protocol):
         """How many more it can take now."""
         ...
 
-    async def run(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any: ...
-
     def stop(self) -> None:
         """Take nothing more. What still runs is left alone and never holds the process."""
         ...
+
+
+class Runner(Slots, Protocol):
+    """Runs functions in this process."""
+
+    async def run(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any: ...
 
 
 class LoopRunner:
@@ -49,7 +56,7 @@ class LoopRunner:
 class _Call:
     """One call on its way through a thread."""
 
-    __slots__ = ("abandoned", "error", "finished", "function", "future", "loop", "value")
+    __slots__ = ("abandoned", "error", "finished", "function", "future", "loop", "replaced", "value")
 
     def __init__(self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
         self.function = function
@@ -58,6 +65,7 @@ class _Call:
         self.value: Any = None
         self.error: BaseException | None = None
         self.abandoned = False
+        self.replaced = False
         self.finished = False
 
 
@@ -65,7 +73,8 @@ class ThreadRunner:
     """Runs ``def`` tasks in daemon threads of its own, so that they never take the 40 that serve ``def`` routes.
 
     A thread cannot be interrupted. When its job is given up the thread goes on and keeps its slot until it ends;
-    being a daemon, it does not hold the process.
+    being a daemon, it does not hold the process. When its job ran out of time the slot is replaced, for as many threads
+    as there are slots; beyond that it is missing until one ends.
     """
 
     def __init__(self, limit: int, freed: Callable[[], None] = lambda: None) -> None:
@@ -74,6 +83,7 @@ class ThreadRunner:
         self._limit = limit
         self._freed = freed
         self._abandoned = 0
+        self._replaced = 0
         self._idle = 0
         self._threads = 0
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -82,7 +92,12 @@ class ThreadRunner:
 
     @property
     def free(self) -> int:
-        return self._limit - self.occupied - self._abandoned
+        return self._limit - self.occupied - self._abandoned + min(self._replaced, self._limit)
+
+    @property
+    def left_behind(self) -> int:
+        """How many threads go on though nobody waits for them."""
+        return self._abandoned
 
     async def run(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         context = contextvars.copy_context()
@@ -90,10 +105,12 @@ class ThreadRunner:
         self._hand_over(call)
         try:
             await call.future
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancellation:
             if not call.finished:
                 call.abandoned = True
+                call.replaced = cancellation.args == (OUT_OF_TIME,)
                 self._abandoned += 1
+                self._replaced += call.replaced
             raise
         if call.error is not None:
             raise call.error
@@ -140,6 +157,7 @@ class ThreadRunner:
         self._idle += 1
         if call.abandoned:
             self._abandoned -= 1
+            self._replaced -= call.replaced
             self._freed()
         elif not call.future.done():  # it is when the job was cancelled in this very turn of the loop
             # Not as the future's exception: asyncio treats some kinds, GeneratorExit for one, in ways of its own.

@@ -7,8 +7,28 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
-from durableq.events import Emitter, JobDied, JobReleased, JobRetried, JobSucceeded, LeaseLost
-from durableq.models import Dead, Lease, LeaseKey, Outcome, Released, Retry, Succeeded
+from durableq.events import (
+    Emitter,
+    JobCancelled,
+    JobDied,
+    JobReleased,
+    JobRetried,
+    JobSnoozed,
+    JobSucceeded,
+    LeaseLost,
+)
+from durableq.models import (
+    Cancelled,
+    Completed,
+    Dead,
+    Lease,
+    LeaseKey,
+    Outcome,
+    Released,
+    Retried,
+    Snoozed,
+    Succeeded,
+)
 
 AT_ONCE: Final = 1_000
 
@@ -21,8 +41,12 @@ class Settler:
         self._wake_up = wake_up
         self._finished: dict[LeaseKey, tuple[Lease, Outcome]] = {}
 
-    def add(self, lease: Lease, outcome: Outcome) -> None:
+    def add(self, lease: Lease, outcome: Outcome | Completed) -> None:
         """Take in what became of a lease."""
+        if isinstance(outcome, Completed):
+            announce(self._emitter, lease, outcome)
+            self._wake_up()
+            return
         self._finished[lease.key] = (lease, outcome)
         self._wake_up()
 
@@ -37,7 +61,7 @@ class Settler:
             if lost and lease.seq in lost:
                 self._emitter.emit(LeaseLost(lease))
             else:
-                self._tell(lease, outcome)
+                announce(self._emitter, lease, outcome)
 
     def forget_all(self) -> None:
         """After an eviction: every lease is gone, nothing that is written for one would count."""
@@ -54,14 +78,20 @@ class Settler:
     def is_empty(self) -> bool:
         return not self._finished
 
-    def _tell(self, lease: Lease, outcome: Outcome) -> None:
-        match outcome:
-            case Succeeded():
-                if self._emitter.wants(JobSucceeded):
-                    self._emitter.emit(JobSucceeded(lease))
-            case Retry(failure, run_at):
-                self._emitter.emit(JobRetried(lease, failure, run_at))
-            case Dead(failure):
-                self._emitter.emit(JobDied(lease, failure))
-            case Released():
-                self._emitter.emit(JobReleased(lease))
+
+def announce(emitter: Emitter, lease: Lease, outcome: Outcome | Completed) -> None:
+    """Tell what has become of a job, once that is stored."""
+    match outcome:
+        case Succeeded() | Completed():
+            if emitter.wants(JobSucceeded):
+                emitter.emit(JobSucceeded(lease))
+        case Retried(failure, run_at):
+            emitter.emit(JobRetried(lease, failure, run_at, outcome.error))
+        case Dead(failure):
+            emitter.emit(JobDied(lease, failure, outcome.error))
+        case Cancelled(failure):
+            emitter.emit(JobCancelled(lease, failure))
+        case Snoozed(run_at):
+            emitter.emit(JobSnoozed(lease, run_at))
+        case Released():
+            emitter.emit(JobReleased(lease))

@@ -183,6 +183,7 @@ async def _job_filter(
     task: NameQuery = None,
     queue: NameQuery = None,
     error_type: Annotated[Name | None, Query(description="Type of the last error, as the job shows it.")] = None,
+    tag: Annotated[Name | None, Query(description="One of its tags.")] = None,
     created_after: Annotated[AwareDatetime | None, Query(description="Added at this moment or later.")] = None,
     created_before: Annotated[AwareDatetime | None, Query(description="Added before this moment.")] = None,
     finished_after: Annotated[AwareDatetime | None, Query(description="Finished at this moment or later.")] = None,
@@ -195,6 +196,7 @@ async def _job_filter(
         task=task,
         queue=queue,
         error_type=error_type,
+        tag=tag,
         created_after=created_after,
         created_before=created_before,
         finished_after=finished_after,
@@ -225,7 +227,7 @@ def _add_looking(router: APIRouter, dq: DurableQ, reader: Allowed) -> None:
     async def show_job(job_id: JobId) -> JobDetail:
         """A job with its arguments, its result, the tries that failed, and what people did to it."""
         job = await dq.get(job_id)
-        return JobDetail.of(job, await dq.attempts(job_id), await dq.audit_trail(job_id))
+        return JobDetail.of(job, await dq.attempts(job_id), await dq.logs(job_id), await dq.audit_trail(job_id))
 
 
 def _add_operating(router: APIRouter, dq: DurableQ, operator: Allowed) -> None:
@@ -251,7 +253,7 @@ def _add_operating(router: APIRouter, dq: DurableQ, operator: Allowed) -> None:
         "/jobs/{job_id}/cancel", summary="Cancel a job", dependencies=_WRITE, responses=_answers(404, 409, 500)
     )
     async def cancel_job(job_id: JobId, who: Annotated[Principal, Depends(operator)]) -> JobSummary:
-        """End a job that is neither finished nor running."""
+        """End a job that waits; ask for the end of one that runs, which may take it a moment."""
         return JobSummary.model_validate(await dq.cancel(job_id, who=who.name))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Page
+from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, LogLine, Page
 
 RETRY_LIMIT: Final = 1_000
 """Most jobs that one request may retry: they share one transaction."""
@@ -38,6 +38,7 @@ class RetryMatching(BaseModel):
     task: Name | None = None
     queue: Name | None = None
     error_type: Name | None = Field(None, description="Type of the last error, as the job shows it.")
+    tag: Name | None = Field(None, description="One of its tags.")
     created_after: AwareDatetime | None = Field(None, description="Added at this moment or later.")
     created_before: AwareDatetime | None = Field(None, description="Added before this moment.")
     finished_after: AwareDatetime | None = Field(None, description="Died at this moment or later.")
@@ -70,6 +71,14 @@ class ErrorSummary(_Record):
     message: str
 
 
+class ProgressRecord(_Record):
+    """How far a job says it is."""
+
+    done: float
+    total: float | None
+    message: str | None
+
+
 class JobSummary(_Record):
     """A job without its arguments and its result."""
 
@@ -85,6 +94,11 @@ class JobSummary(_Record):
     run_at: datetime = Field(description="The earliest time of the next attempt.")
     started_at: datetime | None = Field(description="When the latest attempt started.")
     finished_at: datetime | None
+    expires_at: datetime | None = Field(description="Not started by then, it is cancelled.")
+    deadline_at: datetime | None = Field(description="Not finished by then, it is dead.")
+    tags: list[str]
+    progress: ProgressRecord | None
+    cancel_requested: bool = Field(description="It runs, and somebody has asked for its end.")
     error: ErrorSummary | None
 
 
@@ -111,6 +125,14 @@ class AttemptRecord(_Record):
     traceback: str
 
 
+class LogRecord(_Record):
+    """A line that the job logged."""
+
+    lease_no: int
+    at: datetime
+    message: str
+
+
 class AuditRecord(_Record):
     """What a person did to the job."""
 
@@ -126,11 +148,15 @@ class JobDetail(JobSummary):
     args: dict[str, Any] | None = Field(description="The arguments by name; null when the stored text is damaged.")
     args_text: str | None = Field(description="The stored text of damaged arguments; else null.")
     result: Any = Field(description="What the task returned; null until it succeeded.")
+    headers: dict[str, str] = Field(description="What rides along beside the arguments.")
     attempts: list[AttemptRecord] = Field(description="The tries that did not succeed, oldest first.")
+    logs: list[LogRecord] = Field(description="What it logged while it ran, oldest first.")
     audit: list[AuditRecord] = Field(description="What people did to it, oldest first.")
 
     @classmethod
-    def of(cls, job: Job[Any], attempts: Sequence[Attempt], audit: Sequence[AuditEntry]) -> Self:
+    def of(
+        cls, job: Job[Any], attempts: Sequence[Attempt], logs: Sequence[LogLine], audit: Sequence[AuditEntry]
+    ) -> Self:
         args = _read(job.args_json)
         is_damaged = not isinstance(args, dict)
         return cls(
@@ -138,7 +164,9 @@ class JobDetail(JobSummary):
             args=None if is_damaged else args,
             args_text=job.args_json if is_damaged else None,
             result=None if job.result_json is None else _read(job.result_json),
+            headers=dict(job.headers),
             attempts=[AttemptRecord.model_validate(attempt) for attempt in attempts],
+            logs=[LogRecord.model_validate(line) for line in logs],
             audit=[AuditRecord.model_validate(entry) for entry in audit],
         )
 

@@ -21,7 +21,9 @@ from durableq import queue
 from durableq.errors import (
     CollectorClosed,
     ConfigurationError,
+    DuplicateJob,
     FileReplaced,
+    IdempotencyConflict,
     OutcomeUnknown,
     QueueNotRunning,
     StorageError,
@@ -100,7 +102,7 @@ class TaskCollector:
         )
 
     async def commit(self) -> None:
-        """Store this request's jobs, all or none. Raises `HTTPException` 503 or 500 with what is known."""
+        """Store this request's jobs, all or none. Raises `HTTPException` with what is known: see `store`."""
         self._close()
         if self._jobs and not self._saw_error:
             await store(self._queue, self._jobs)
@@ -129,13 +131,21 @@ class TaskCollector:
 
 
 async def store(dq: DurableQ, jobs: list[Job[Any]]) -> None:
-    """Make jobs durable, and put a failure in HTTP's words."""
+    """Make jobs durable, and put a failure in HTTP's words.
+
+    Nothing was stored: 503 for want of storage, 409 for a unique key that is taken, 422 for an idempotency key that was
+    used for other arguments. Nobody can know: 500.
+    """
     try:
         stored = dq.add_jobs(jobs)
     except (StorageError, QueueNotRunning) as error:  # refused before it was handed over
         raise _not_stored(error) from error
     try:
         await stored
+    except DuplicateJob as error:
+        raise HTTPException(409, {"message": str(error), "job": error.job_id}) from error
+    except IdempotencyConflict as error:
+        raise HTTPException(422, {"message": str(error), "job": error.job_id}) from error
     except (OutcomeUnknown, FileReplaced) as error:  # a file is found replaced after COMMIT: it may come back
         logger.exception("a request's jobs may or may not be stored")
         detail = {"message": "the jobs of this request may or may not be stored", "jobs": [job.id for job in jobs]}

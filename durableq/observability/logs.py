@@ -4,10 +4,13 @@ import logging
 from typing import Final
 
 from durableq.events import (
+    AttemptOverran,
     Emitter,
+    JobCancelled,
     JobDied,
     JobReleased,
     JobRetried,
+    JobSnoozed,
     LeaseLost,
     LoopStalled,
     ResultNotStored,
@@ -27,7 +30,10 @@ def log_events(emitter: Emitter) -> None:
     """Log what an operator wants to read. A job that simply succeeds is not news."""
     emitter.subscribe(JobRetried, _job_retried)
     emitter.subscribe(JobDied, _job_died)
+    emitter.subscribe(JobCancelled, _job_cancelled)
+    emitter.subscribe(JobSnoozed, _job_snoozed)
     emitter.subscribe(JobReleased, _job_released)
+    emitter.subscribe(AttemptOverran, _attempt_overran)
     emitter.subscribe(LeaseLost, _lease_lost)
     emitter.subscribe(ResultNotStored, _result_not_stored)
     emitter.subscribe(UnknownTasks, _unknown_tasks)
@@ -47,6 +53,24 @@ def _job_retried(event: JobRetried) -> None:
 
 def _job_died(event: JobDied) -> None:
     logger.error("job is dead: %s error=%s\n%s", _fields(event.lease), event.failure.type, event.failure.traceback)
+
+
+def _job_cancelled(event: JobCancelled) -> None:
+    logger.info("job cancelled: %s reason=%s", _fields(event.lease), event.failure.message)
+
+
+def _job_snoozed(event: JobSnoozed) -> None:
+    logger.debug("job snoozed: %s", _fields(event.lease))
+
+
+def _attempt_overran(event: AttemptOverran) -> None:
+    logger.error(
+        "an attempt was stopped by its time limit, but its code goes on in the %s runner: %s (%d such now). Let it "
+        "look at current_job().cancelled, or run it with runner='process'",
+        event.runner,
+        _fields(event.lease),
+        event.left_behind,
+    )
 
 
 def _job_released(event: JobReleased) -> None:

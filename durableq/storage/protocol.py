@@ -5,9 +5,10 @@ Each write that ends or prolongs a lease is fenced by ``lease_no`` and reports w
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from durableq.errors import DurableQError
 from durableq.models import (
@@ -19,17 +20,49 @@ from durableq.models import (
     JobState,
     Lease,
     LeaseKey,
+    LogLine,
     Names,
     Outcome,
+    Overdue,
     Page,
+    Progress,
     Reaped,
 )
+
+T = TypeVar("T")
 
 Decide = Callable[[Lease, str, bool], Outcome]
 """(lease, why its worker is dead, whether to charge a crash) -> what becomes of the job."""
 
 WakeUp = Callable[[bool], None]
 """Called on the event loop when there may be work; the argument says whether new names may have come."""
+
+
+DecideLate = Callable[[Lease, int], Outcome | None]
+"""(job that waits, now) -> what becomes of it when its time is over, or None."""
+
+Cancel = Callable[[Collection[LeaseKey]], None]
+"""Called on the event loop with leases whose end was asked for; it may be told of one again and again."""
+
+Conflicts = dict[str, str]
+"""Ids of jobs that were not stored, because each is there already under another id, or under the same one."""
+
+Plan = Generator[tuple[str, Mapping[str, Any]], list[Any], T]
+"""Statements one after another, each with its values; it is sent the rows, and returns what came of it all."""
+
+
+class Notes(NamedTuple):
+    """What running jobs said since it was last written."""
+
+    progress: Sequence[tuple[LeaseKey, Progress]] = ()
+    logs: Sequence[tuple[LeaseKey, int, int, str]] = ()
+    """(lease, number of the line within it, instant, message)."""
+
+    def __bool__(self) -> bool:
+        return bool(self.progress or self.logs)
+
+
+NO_NOTES = Notes()
 
 
 class Exchanged(NamedTuple):
@@ -58,7 +91,7 @@ class Storage(Protocol):
         """What made the storage unusable while running, or None."""
         ...
 
-    async def register(self, wake_up: WakeUp | None) -> int:
+    async def register(self, wake_up: WakeUp | None, cancel: Cancel | None = None) -> int:
         """Make this process known and return its id, never used before. With ``wake_up`` it holds leases."""
         ...
 
@@ -72,22 +105,29 @@ class Storage(Protocol):
 
     # -- adding --------------------------------------------------------------------------------------------
 
-    def insert(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[None]:
+    def insert(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[Conflicts | None]:
         """Hand over new jobs, all or none, at once; the future is done when they are durable.
 
-        It fails with `NotStored` when nothing was written, with `OutcomeUnknown` when nobody can say.
+        Its result tells of jobs that were there already. It fails with `NotStored` when nothing was written, with
+        `DuplicateJob` or `IdempotencyConflict` when one is refused, with `OutcomeUnknown` when nobody can say.
         Cancelling it changes nothing.
         """
         ...
 
-    def insert_and_wait(self, jobs: Sequence[Job[Any]]) -> None:
+    def insert_and_wait(self, jobs: Sequence[Job[Any]]) -> Conflicts | None:
         """The same from a thread without an event loop. Opens the storage for the call when it is not open."""
         ...
 
     # -- running -------------------------------------------------------------------------------------------
 
-    async def exchange(self, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None) -> Exchanged:
-        """Settle what finished and claim what there is room for, in one transaction."""
+    async def exchange(
+        self, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None, notes: Notes = NO_NOTES
+    ) -> Exchanged:
+        """Write what running jobs said, settle what finished and claim what there is room for, in one transaction."""
+        ...
+
+    async def state_of_lease(self, lease: Lease) -> JobState | None:
+        """The state of a lease's job; None when it is gone, or was claimed again."""
         ...
 
     def renew(self, expires_at: int, held: Collection[LeaseKey] | None) -> bool:
@@ -100,6 +140,14 @@ class Storage(Protocol):
 
     async def reap(self, decide: Decide) -> list[Reaped]:
         """Take back what dead workers held, each job through ``decide``."""
+        ...
+
+    async def give_up_overdue(self, decide: DecideLate, limit: int) -> Overdue:
+        """End up to ``limit`` jobs that wait though they should have started, or finished, by now."""
+        ...
+
+    async def drop_results(self, limit: int) -> int:
+        """Delete up to ``limit`` return values that are past their time to live; return how many."""
         ...
 
     async def prune(self, state: JobState, before: datetime, limit: int) -> int:
@@ -116,6 +164,18 @@ class Storage(Protocol):
 
     async def attempts(self, job_id: str) -> list[Attempt]:
         """The tries of a job that did not succeed, oldest first."""
+        ...
+
+    async def logs(self, job_id: str) -> list[LogLine]:
+        """What a job said while it ran, oldest first."""
+        ...
+
+    async def finished_among(self, job_ids: Collection[str]) -> set[str]:
+        """Of these ids, those whose job is finished, or gone."""
+        ...
+
+    def watch(self, look: Callable[[], None]) -> Callable[[], None]:
+        """Call ``look`` on the event loop whenever some process may have finished a job; return what ends it."""
         ...
 
     async def find(self, where: JobFilter, *, cursor: int | None, limit: int) -> Page:
@@ -144,9 +204,28 @@ class Storage(Protocol):
         ...
 
     async def cancel(self, job_id: str, *, who: str) -> Job[Any]:
-        """End a job that is not finished and not running."""
+        """End a job that waits; ask for the end of one that runs."""
         ...
 
     async def delete(self, job_id: str, *, who: str) -> None:
         """Remove a finished job and its history. The audit entry stays."""
+        ...
+
+    # -- in a transaction of the application ---------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        ...
+
+    def adding(self, jobs: Sequence[Job[Any]]) -> Plan[Conflicts]:
+        """The statements that store jobs, to be run on another connection to the same file."""
+        ...
+
+    def completing(self, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]) -> Plan[None]:
+        """The statements that settle a lease as succeeded. Raises `JobConflict` when it no longer holds."""
+        ...
+
+    def expect_foreign_commit(self, is_open: Callable[[], bool]) -> Callable[[], None]:
+        """Look often for the commit of another connection of this process, while it ``is_open``; return a nudge."""
         ...

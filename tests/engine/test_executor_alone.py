@@ -3,7 +3,8 @@
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,25 +12,37 @@ import pytest
 from durableq.clock import SystemClock
 from durableq.codec import checksum
 from durableq.engine.executor import Executor
+from durableq.engine.hooks import Hooks
+from durableq.engine.notes import Notebook
+from durableq.engine.processes import ProcessRunner
 from durableq.engine.runners import LoopRunner
+from durableq.engine.running import Services
 from durableq.events import Emitter
-from durableq.models import Lease, Outcome
+from durableq.jobs import JobMaker
+from durableq.models import Completed, Job, Lease, Outcome
+from durableq.options import queue_options
 from durableq.registry import Registry
+from durableq.storage import storage_factory
 
 
 class Bench:
     """An executor with one runner; what it hands on is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: Path) -> None:
         self.registry = Registry(None)
         self.runner = LoopRunner(1_000_000)
-        self.outcomes: list[tuple[Lease, Outcome]] = []
+        self.outcomes: list[tuple[Lease, Outcome | Completed]] = []
+        emitter, clock = Emitter(), SystemClock()
+        maker = JobMaker(registry=self.registry, clock=clock, max_payload_bytes=1000)
         self.executor = Executor(
             registry=self.registry,
             runners={"loop": self.runner},
-            emitter=Emitter(),
-            clock=SystemClock(),
-            max_result_bytes=1000,
+            processes=ProcessRunner(1),
+            emitter=emitter,
+            hooks=Hooks(self.registry, emitter),
+            services=Services(clock, maker, Notebook(lambda: None), _complete, 1000),
+            storage=storage_factory(database, queue_options({}, {}), clock)(),
+            overrides=dict,
             finished=lambda lease, outcome: self.outcomes.append((lease, outcome)),
         )
         self._seq = 0
@@ -44,9 +57,13 @@ class Bench:
         return lease
 
 
+async def _complete(transaction: Any, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]) -> None:
+    raise AssertionError("no task here completes itself")
+
+
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+async def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "app.db")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from durableq.models import (
     Names,
     Outcome,
     Released,
-    Retry,
+    Retried,
     Succeeded,
 )
 from durableq.storage.protocol import Storage
@@ -108,7 +108,7 @@ class Claiming:
     async def test_a_retry_keeps_its_place(self, backend: Backend, storage: Storage) -> None:
         first, second = await backend.added(storage, 2)
         [lease] = await claim(storage, limit=1)
-        await settle(storage, [(lease, Retry(BOOM, run_at=None))])
+        await settle(storage, [(lease, Retried(BOOM, run_at=None))])
         assert [lease.id for lease in await claim(storage)] == [first.id, second.id]
 
     async def test_only_the_named_queues_and_tasks_are_taken(self, backend: Backend, storage: Storage) -> None:
@@ -215,7 +215,7 @@ class Settling:
 
     async def test_a_retry_waits_for_its_time(self, backend: Backend, storage: Storage, clock: ManualClock) -> None:
         [lease] = await backend.claimed(storage)
-        await settle(storage, [(lease, Retry(BOOM, run_at=clock.wall() + 5_000_000))])
+        await settle(storage, [(lease, Retried(BOOM, run_at=clock.wall() + 5_000_000))])
         job = await stored(storage, lease.id)
         assert (job.state, job.run_at) == (JobState.SCHEDULED, clock.now + timedelta(seconds=5))
         assert (job.attempt, job.error, job.finished_at) == (1, JobError("ValueError", "boom"), None)
@@ -229,7 +229,7 @@ class Settling:
     ) -> None:
         [lease] = await backend.claimed(storage)
         run_at = None if seconds_ahead is None else clock.wall() + seconds_ahead * 1_000_000
-        await settle(storage, [(lease, Retry(BOOM, run_at))])
+        await settle(storage, [(lease, Retried(BOOM, run_at))])
         [again] = await claim(storage)
         assert (again.id, again.attempt, again.lease_no) == (lease.id, 2, 2)
 
@@ -242,7 +242,7 @@ class Settling:
 
     async def test_a_released_job_gets_its_attempt_back(self, backend: Backend, storage: Storage) -> None:
         [lease] = await backend.claimed(storage)
-        await settle(storage, [(lease, Retry(BOOM, run_at=None))])
+        await settle(storage, [(lease, Retried(BOOM, run_at=None))])
         [second] = await claim(storage)
         await settle(storage, [(second, Released())])
         job = await stored(storage, lease.id)
@@ -258,7 +258,7 @@ class Settling:
         [lease] = await backend.claimed(storage)
         began = clock.now
         clock.advance(3)
-        await settle(storage, [(lease, Retry(BOOM, run_at=None))])
+        await settle(storage, [(lease, Retried(BOOM, run_at=None))])
         [second] = await claim(storage)
         await settle(storage, [(second, Dead(Failure("KeyError", "Zoë \U0001f600", "Traceback: last")))])
         first_try, second_try = await storage.attempts(lease.id)
@@ -271,7 +271,7 @@ class Settling:
         [job] = await backend.finished(storage, DONE)
         assert await storage.attempts(job.id) == []
 
-    @pytest.mark.parametrize("late", [DONE, DEAD, Retry(BOOM, None), Released()])
+    @pytest.mark.parametrize("late", [DONE, DEAD, Retried(BOOM, None), Released()])
     async def test_a_lease_of_an_earlier_claim_settles_nothing(
         self, backend: Backend, storage: Storage, late: Outcome
     ) -> None:
@@ -295,7 +295,7 @@ class Settling:
         lost = leases[2]
         await settle(storage, [(lost, Released())])
         await backend.added(storage)
-        outcomes: list[Outcome] = [DONE, DEAD, DONE, Retry(BOOM, None), Released()]
+        outcomes: list[Outcome] = [DONE, DEAD, DONE, Retried(BOOM, None), Released()]
         exchanged = await storage.exchange(list(zip(leases, outcomes, strict=True)), _one_more())
         assert exchanged.lost == {lost.seq}
         states = [(await stored(storage, lease.id)).state for lease in leases if lease is not lost]
@@ -316,7 +316,7 @@ class Settling:
         self, backend: Backend, storage: Storage
     ) -> None:
         [lease] = await backend.claimed(storage)
-        exchanged = await storage.exchange([(lease, Retry(BOOM, None))], _one_more())
+        exchanged = await storage.exchange([(lease, Retried(BOOM, None))], _one_more())
         assert [(one.id, one.attempt) for one in exchanged.leases] == [(lease.id, 2)]
 
     async def test_a_thousand_outcomes_are_settled_at_once(self, backend: Backend, storage: Storage) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from durableq.clock import to_micros
 from durableq.errors import StorageUnusable
-from durableq.models import Dead, Failure, JobState, Lease, LeaseKey, Outcome, Retry
+from durableq.models import Dead, Failure, JobState, Lease, LeaseKey, Outcome, Retried
 from durableq.storage.protocol import Storage
 from durableq.testing import ManualClock
 from tests.storage.support import (
@@ -136,7 +136,7 @@ class Leases:
     ) -> None:
         [lease] = await backend.claimed(storage)
         await renew(storage, clock, set())
-        await settle(storage, [(lease, Retry(BOOM, None))])
+        await settle(storage, [(lease, Retried(BOOM, None))])
         await claim(storage)
         await renew(storage, clock, set())
         assert (await stored(storage, lease.id)).state is JobState.RUNNING
@@ -190,13 +190,13 @@ class Reaping:
         def decide(lease: Lease, reason: str, charged: bool) -> Outcome:
             asked.append((lease, charged))
             failure = Failure("WorkerDied", reason, reason)
-            return Dead(failure, crashed=True) if lease.key == leases[0].key else Retry(failure, None, crashed=True)
+            return Dead(failure, crashed=True) if lease.key == leases[0].key else Retried(failure, None, crashed=True)
 
         await watch(reaper, clock, LEASE)
         clock.advance(HEARTBEAT)
         [dead] = await reaper.reap(decide)
         assert asked == [(lease, True) for lease in leases]
-        assert [type(outcome) for _, outcome in dead.leases] == [Dead, Retry]
+        assert [type(outcome) for _, outcome in dead.leases] == [Dead, Retried]
         states = [(await stored(storage, lease.id)).state for lease in leases]
         assert states == [JobState.DEAD, JobState.QUEUED]
         assert [one.error_type for one in await storage.attempts(leases[0].id)] == ["WorkerDied"]

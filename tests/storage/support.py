@@ -21,7 +21,7 @@ from durableq.models import (
     Lane,
     Lease,
     Outcome,
-    Retry,
+    Retried,
     Succeeded,
     new_job_id,
 )
@@ -110,7 +110,7 @@ class Backend:
 
     async def suspect(self, storage: Storage, **fields: Any) -> Job[Any]:
         """Store a job that is queued and has taken one process down."""
-        [job] = await self.finished(storage, Retry(BOOM, run_at=None, crashed=True), **fields)
+        [job] = await self.finished(storage, Retried(BOOM, run_at=None, crashed=True), **fields)
         return job
 
 
@@ -141,7 +141,7 @@ async def stored(storage: Storage, job_id: str) -> Job[Any]:
 
 def runs_again(lease: Lease, reason: str, charged: bool) -> Outcome:
     """What a reaper decides in most tests."""
-    return Retry(Failure("WorkerDied", reason, reason), run_at=None, crashed=charged)
+    return Retried(Failure("WorkerDied", reason, reason), run_at=None, crashed=charged)
 
 
 DEAD: Final = Dead(BOOM)

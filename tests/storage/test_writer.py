@@ -13,7 +13,7 @@ import pytest
 from durableq.clock import to_micros
 from durableq.errors import JobNotFound, NotStored, StorageBusy
 from durableq.models import Job, JobState, Lease, Outcome
-from durableq.storage.protocol import Storage
+from durableq.storage.protocol import Conflicts, Storage
 from durableq.storage.sqlite import inbox, writer
 from durableq.storage.sqlite.group import Operation
 from durableq.testing import ManualClock
@@ -21,7 +21,7 @@ from tests.storage.faults import record_statements, write_lock, write_lock_elsew
 from tests.storage.support import DEAD, DONE, HEARTBEAT, LEASE, Backend, claim, runs_again, settle, stored
 
 
-async def handed_over(futures: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:
+async def handed_over(futures: list[asyncio.Future[Conflicts | None]]) -> list[asyncio.Future[Conflicts | None]]:
     """Give the loop the turns it needs to bring operations to the writer."""
     for _ in range(3):
         await asyncio.sleep(0)
@@ -255,7 +255,7 @@ class TestWaiting:
         self, backend: Backend, storage: Storage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(inbox, "WAITING_BYTES", 100_000)
-        accepted: list[asyncio.Future[None]] = []
+        accepted: list[asyncio.Future[Conflicts | None]] = []
         with write_lock(backend.url):
             with pytest.raises(StorageBusy, match="already wait"):
                 for _ in range(1_000):

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from durableq.clock import from_datetime
+from durableq.errors import JobConflict
 from durableq.models import Job, JobState
-from durableq.storage.sqlite import rows
-from durableq.storage.sqlite.replies import LoopCalls, Reply
+from durableq.storage.protocol import Conflicts
+from durableq.storage.sqlite.insertion import Batch, batch_of, carry_out, insertion, joined
+from durableq.storage.sqlite.replies import LoopCalls, NoReply, Reply
 from durableq.storage.sqlite.statements import SQL, choose_statement
 
 HEAVY: Final = 5_000
@@ -64,8 +66,8 @@ class Insert(_Operation):
     """Store new jobs: the additions that came together, each all or none."""
 
     additions: list[Addition]
-    rows: str
-    """All their jobs as one JSON array of arrays, in the order of the statement's columns."""
+    batch: Batch
+    """All their jobs, encoded."""
     count: int
     queues: frozenset[str]
     tasks: frozenset[str]
@@ -101,6 +103,15 @@ class Exchange(_Operation):
     """A JSON array of the failures among them."""
     first_due: int | None
     has_queued: bool
+    has_final: bool = False
+    """Whether a job is finished by it."""
+    progress: str | None = None
+    """A JSON array of what running jobs said about their progress."""
+    logs: str | None = None
+    """A JSON array of the lines that they logged."""
+    follow_ups: Sequence[tuple[int, Sequence[Job[Any]]]] = ()
+    """By ``seq``: jobs to be stored if the success of the one that added them is."""
+    schema_of: Callable[[str], str | None] = lambda name: None
     lanes: tuple[tuple[str, int], ...] = ()
     """Per runner: the tasks as a JSON array, and how many jobs."""
     queues: str = "[]"
@@ -116,7 +127,7 @@ class Exchange(_Operation):
 
     @property
     def size(self) -> int:
-        return len(self.outcomes) + 400
+        return len(self.outcomes) + len(self.logs or "") + 400
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,6 +138,10 @@ class Transact(_Operation):
     run: Callable[[sqlite3.Connection], Any]
     makes_work: Callable[[Any], bool] | None = None
     """Tells from the answer whether jobs were left that can be claimed."""
+    finishes: Callable[[Any], bool] | None = None
+    """Tells from the answer whether jobs were finished."""
+    cancels: bool = False
+    """Whether the end of a running job may have been asked for."""
     solitary: bool = False
 
     @property
@@ -142,6 +157,9 @@ class Effects:
     """What a group's commit changed that others must hear of."""
 
     made_work: bool = False
+    finished: bool = False
+    """Some job is finished."""
+    asked_to_cancel: bool = False
     new_queues: set[str] = field(default_factory=set)
     new_tasks: set[str] = field(default_factory=set)
     first_due: int | None = None
@@ -150,6 +168,8 @@ class Effects:
 
     def include(self, other: "Effects") -> None:
         self.made_work |= other.made_work
+        self.finished |= other.finished
+        self.asked_to_cancel |= other.asked_to_cancel
         self.written_bytes += other.written_bytes
         self.new_queues |= other.new_queues
         self.new_tasks |= other.new_tasks
@@ -176,7 +196,7 @@ def make_insert(additions: list[Addition], schema_of: Callable[[str], str | None
     scheduled = [from_datetime(job.run_at) for job in jobs if job.state is JobState.SCHEDULED]
     return Insert(
         additions=additions,
-        rows=rows.insert_rows(jobs),
+        batch=batch_of(jobs),
         count=len(jobs),
         queues=frozenset({job.queue for job in jobs}),
         tasks=frozenset({job.task for job in jobs}),
@@ -184,6 +204,15 @@ def make_insert(additions: list[Addition], schema_of: Callable[[str], str | None
         first_due=min(scheduled, default=None),
         has_queued=len(scheduled) < len(jobs),
     )
+
+
+def _conflicts_of(operation: Insert, conflicts: Conflicts) -> list[Conflicts] | None:
+    """The conflicts of each addition of one insert, None for none at all."""
+    if not conflicts:
+        return None
+    return [
+        {job.id: conflicts[job.id] for job in addition.jobs if job.id in conflicts} for addition in operation.additions
+    ]
 
 
 class Irregular(Exception):
@@ -204,10 +233,16 @@ class GroupRunner:
         Raises `Irregular`, or what SQLite raised; the caller rolls back.
         """
         inserts = [operation for operation in group if isinstance(operation, Insert)]
+        conflicts: Conflicts = {}
         if inserts:  # first, so that a claim in the same group finds them
-            self._insert(connection, inserts, effects)
+            try:
+                conflicts = self._insert(connection, inserts, effects)
+            except JobConflict as error:
+                raise Irregular("a job is refused") from error
         return [
-            None if isinstance(operation, Insert) else self._other(connection, operation, effects)
+            _conflicts_of(operation, conflicts)
+            if isinstance(operation, Insert)
+            else self._other(connection, operation, effects)
             for operation in group
         ]
 
@@ -252,19 +287,27 @@ class GroupRunner:
             return self._exchange(connection, operation, effects, careful=True)
         result = operation.run(connection)
         effects.made_work |= operation.makes_work is not None and operation.makes_work(result)
+        effects.finished |= operation.finishes is not None and operation.finishes(result)
+        effects.asked_to_cancel |= operation.cancels
         return result
 
-    def _insert(self, connection: sqlite3.Connection, inserts: list[Insert], effects: Effects) -> None:
-        jobs = inserts[0].rows
-        if len(inserts) > 1:
-            jobs = f"[{','.join(operation.rows[1:-1] for operation in inserts)}]"
-        connection.execute(SQL["insert_jobs"], {"jobs": jobs})
-        effects.written_bytes += len(jobs)
+    def _insert(
+        self, connection: sqlite3.Connection, inserts: list[Insert], effects: Effects, *, refuses: bool = True
+    ) -> Conflicts:
+        batches = [operation.batch for operation in inserts]
+        plain, special, claims = batches[0].plain, batches[0].special, batches[0].claims
+        if len(batches) > 1:
+            plain = joined(batch.plain for batch in batches)
+            special = joined(batch.special for batch in batches)
+            claims = [claim for batch in batches for claim in batch.claims]
+        conflicts = carry_out(connection, insertion(plain, special, claims, refuses=refuses))
+        effects.written_bytes += len(plain) + len(special)
         for operation in inserts:
             if not operation.queues <= self.known_queues or not operation.tasks <= self.known_tasks:
                 self._learn_names(connection, operation, effects)
             effects.made_work |= operation.has_queued
             effects.due(operation.first_due)
+        return conflicts
 
     def _learn_names(self, connection: sqlite3.Connection, operation: Insert, effects: Effects) -> None:
         queues = operation.queues - self.known_queues
@@ -278,21 +321,38 @@ class GroupRunner:
     def _exchange(
         self, connection: sqlite3.Connection, operation: Exchange, effects: Effects, *, careful: bool = False
     ) -> tuple[list[int], str]:
-        lost = self._settle(connection, operation, careful=careful) if operation.outcome_count else []
+        self._take_notes(connection, operation)
+        careful = careful or bool(operation.follow_ups)
+        lost = self._settle(connection, operation, effects, careful=careful) if operation.outcome_count else []
         effects.made_work |= operation.has_queued
+        effects.finished |= operation.has_final
         effects.due(operation.first_due)
         effects.written_bytes += len(operation.outcomes) + len(operation.attempts or "")
         return lost, (self._claim(connection, operation) if operation.claims else "[]")
 
-    def _settle(self, connection: sqlite3.Connection, operation: Exchange, *, careful: bool) -> list[int]:
+    def _take_notes(self, connection: sqlite3.Connection, operation: Exchange) -> None:
+        """Write what running jobs said, before any of them is settled."""
+        if operation.progress is not None:
+            connection.execute(SQL["write_progress"], {"progress": operation.progress})
+        if operation.logs is not None:
+            connection.execute(SQL["insert_logs"], {"logs": operation.logs})
+
+    def _settle(
+        self, connection: sqlite3.Connection, operation: Exchange, effects: Effects, *, careful: bool
+    ) -> list[int]:
         """Write outcomes; return the ``seq`` of those whose lease no longer held."""
         lost: list[int] = []
         if careful:
             text = connection.execute(SQL["lost_leases"], {"outcomes": operation.outcomes}).fetchone()[0]
             lost = json.loads(text)
+        now = self._wall()
+        follow_ups = [job for seq, jobs in operation.follow_ups if seq not in lost for job in jobs]
+        if follow_ups:  # what is there already stands: the code that could mind has ended
+            addition = make_insert([Addition(follow_ups, NoReply())], operation.schema_of)
+            self._insert(connection, [addition], effects, refuses=False)
         if operation.attempts is not None:
-            connection.execute(SQL["insert_attempts"], {"attempts": operation.attempts, "now": self._wall()})
-        settled = connection.execute(SQL["settle"], {"outcomes": operation.outcomes}).rowcount
+            connection.execute(SQL["insert_attempts"], {"attempts": operation.attempts, "now": now})
+        settled = connection.execute(SQL["settle"], {"outcomes": operation.outcomes, "now": now}).rowcount
         if settled + len(lost) != operation.outcome_count:
             raise Irregular("some leases no longer hold" if not careful else "the settle count does not add up")
         return lost

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from durableq.errors import StorageUnusable
 
@@ -182,15 +182,24 @@ def close_lock_file(locks: LockFile) -> None:
             locks.close()
 
 
+Bell = Literal["sock", "done"]
+"""The ending of a doorbell's name: what it is rung for."""
+WORK: Final[Bell] = "sock"
+"""There may be work, or a job to cancel."""
+FINISHED: Final[Bell] = "done"
+"""A job may be finished that somebody waits for. It hangs only while somebody does."""
+
+
 class Doorbell:
-    """A worker's Unix datagram socket: a byte in it means that there may be work.
+    """A process' Unix datagram socket: a byte in it means that it is worth looking.
 
     Lost bytes do not matter, a full queue means "already rung", and a missing socket means "gone": the sleeper
     looks by itself every quarter of a second.
     """
 
-    def __init__(self, directory: Path, worker_id: int) -> None:
-        self._path = directory / f"{worker_id}.sock"
+    def __init__(self, directory: Path, worker_id: int, kind: Bell = WORK) -> None:
+        self.kind = kind
+        self._path = directory / f"{worker_id}.{kind}"
         self._path.unlink(missing_ok=True)  # of an earlier database of this name: the id is ours, we hold its lock
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
@@ -214,25 +223,26 @@ class Doorbell:
 
 
 class Ringer:
-    """Rings the doorbells of other workers."""
+    """Rings the doorbells of other processes."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
-    def ring(self, worker_id: int) -> None:
-        with contextlib.suppress(OSError), _short_path(self._directory / f"{worker_id}.sock") as address:
+    def ring(self, worker_id: int, kind: Bell = WORK) -> None:
+        with contextlib.suppress(OSError), _short_path(self._directory / f"{worker_id}.{kind}") as address:
             self._socket.sendto(b"!", address)
 
     def close(self) -> None:
         self._socket.close()
 
 
-def remove_doorbell(directory: Path, worker_id: int) -> None:
-    """Remove what a dead worker left."""
-    with contextlib.suppress(OSError):
-        (directory / f"{worker_id}.sock").unlink(missing_ok=True)
+def remove_doorbells(directory: Path, worker_id: int) -> None:
+    """Remove what a dead process left."""
+    for kind in (WORK, FINISHED):
+        with contextlib.suppress(OSError):
+            (directory / f"{worker_id}.{kind}").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -179,4 +179,4 @@ def settle(connection: sqlite3.Connection, settled: list[tuple[Lease, Outcome]],
     attempts = rows.attempts_json(settled)
     if attempts is not None:
         connection.execute(SQL["insert_attempts"], {"attempts": attempts, "now": now})
-    connection.execute(SQL["settle"], {"outcomes": rows.outcomes_json(settled, now)})
+    connection.execute(SQL["settle"], {"outcomes": rows.outcomes_json(settled, now), "now": now})

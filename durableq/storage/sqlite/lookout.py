@@ -8,26 +8,49 @@ scheduled job. The table is never polled blindly.
 import asyncio
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 from durableq.clock import SECOND, Clock
-from durableq.storage.protocol import WakeUp
+from durableq.models import LeaseKey
+from durableq.storage.protocol import Cancel, WakeUp
 from durableq.storage.sqlite import host
 from durableq.storage.sqlite.group import Effects, GroupRunner
 from durableq.storage.sqlite.replies import LoopCalls
 from durableq.storage.sqlite.statements import SQL
 
 LOOK_SECONDS: Final = 0.25
+_SHORTEST_LOOK_SECONDS: Final = 0.02
+"""However often others ring."""
+_PATIENCE_SECONDS: Final = 60.0
+_CLOSE_LOOK_SECONDS: Final = 0.005
+"""While a transaction of the application is open that will leave jobs."""
 PROMOTE_AT_ONCE: Final = 500
 """Due jobs made ready in one transaction: 4.5 ms measured, where 93,500 at once took 645 ms."""
-
-
 PROMOTE_RETRY_SECONDS: Final = 0.01
 
 
+class _Guest(NamedTuple):
+    """A transaction of the application, on another connection of this process."""
+
+    is_open: Callable[[], bool]
+    until: float
+    """Monotonic seconds: from then on it is looked for like any other."""
+
+
+class Listener(NamedTuple):
+    """A worker of this process, and how to reach it on its event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    worker_id: int
+    wake_up: WakeUp
+    cancel: Cancel
+
+
 class Lookout:
-    """Lives on the writer thread, except `listen`, `unlisten` and reading the names."""
+    """Lives on the writer thread, except `listen`, `watch`, their ends, and reading the names."""
 
     def __init__(self, clock: Clock, runner: GroupRunner, ringer: host.Ringer, calls: LoopCalls) -> None:
         self.own_workers: set[int] = set()
@@ -38,23 +61,46 @@ class Lookout:
         self._runner = runner
         self._ringer = ringer
         self._calls = calls
-        self._sleepers: dict[object, tuple[asyncio.AbstractEventLoop, WakeUp]] = {}
+        self._sleepers: dict[object, Listener] = {}
+        self._watchers: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = {}
+        self._guests: deque[_Guest] = deque()
         self._next_due: int | None = None
         self._doorbells: tuple[int, ...] = ()
         self._promote_again_at = 0.0
         self._data_version = -1
         self._next_look = 0.0
+        self._latest_look = 0.0
 
-    def listen(self, token: object, loop: asyncio.AbstractEventLoop, wake_up: WakeUp) -> None:
-        self._sleepers[token] = (loop, wake_up)
+    def listen(self, token: object, listener: Listener) -> None:
+        self._sleepers[token] = listener
         self._next_look = 0.0
 
     def unlisten(self, token: object) -> None:
         self._sleepers.pop(token, None)
 
+    def watch(self, token: object, loop: asyncio.AbstractEventLoop, look: Callable[[], None]) -> None:
+        """Call ``look`` when a job may be finished, until `unwatch`."""
+        self._watchers[token] = (loop, look)
+
+    def unwatch(self, token: object) -> None:
+        self._watchers.pop(token, None)
+
+    def expect_foreign_commit(self, is_open: Callable[[], bool]) -> None:
+        """Look often until a transaction of the application, that leaves jobs, is no longer open."""
+        self._guests.append(_Guest(is_open, time.monotonic() + _PATIENCE_SECONDS))
+
+    def look_soon(self, *, at_once: bool = False) -> bool:
+        """Look for foreign commits as soon as it is sensible; False when that was the plan already."""
+        now = time.monotonic()
+        soon = now if at_once else max(now, self._latest_look + _SHORTEST_LOOK_SECONDS)
+        if self._next_look <= soon:
+            return False
+        self._next_look = soon
+        return True
+
     def sleep_seconds(self) -> float | None:
         """How long the writer may sleep; None: until something arrives."""
-        if not self._sleepers and not self.own_workers:
+        if not self._sleepers and not self.own_workers and not self._watchers:
             return None
         seconds = self._next_look - time.monotonic()
         if self._sleepers and self._next_due is not None:
@@ -71,15 +117,30 @@ class Lookout:
         new_names = bool(effects.new_queues or effects.new_tasks)
         if effects.made_work or new_names:
             self._wake(new_names=new_names)
-        if effects.made_work:
+        if effects.made_work or effects.asked_to_cancel:
             for worker_id in self._doorbells:
                 self._ringer.ring(worker_id)
+        if effects.finished:
+            self._tell_watchers()
+            for worker_id in self.others:
+                self._ringer.ring(worker_id, host.FINISHED)
+
+    def note_cancellations(self, connection: sqlite3.Connection) -> None:
+        """Tell the workers of this process which of their jobs somebody wants ended."""
+        asked: dict[int, list[LeaseKey]] = {}
+        for worker_id, seq, lease_no in connection.execute(SQL["cancelling"]).fetchall():
+            asked.setdefault(worker_id, []).append((seq, lease_no))
+        for listener in tuple(self._sleepers.values()):
+            if listener.worker_id in asked:
+                self._calls.add(listener.loop, partial(listener.cancel, asked[listener.worker_id]))
 
     def look(self, connection: sqlite3.Connection) -> int:
         """Look for foreign commits and due jobs, if it is time; return how many rows were changed."""
         now = time.monotonic()
         if now >= self._next_look:
-            self._next_look = now + LOOK_SECONDS
+            self._latest_look = now
+            # Asked before the look: a commit that comes in between is seen by the next one.
+            self._next_look = now + (_CLOSE_LOOK_SECONDS if self._has_guests(now) else LOOK_SECONDS)
             version = connection.execute("PRAGMA data_version").fetchone()[0]
             if version != self._data_version:
                 self._data_version = version
@@ -92,15 +153,25 @@ class Lookout:
             return promoted
         return 0
 
+    def _has_guests(self, now: float) -> bool:
+        had = bool(self._guests)
+        for _ in range(len(self._guests)):
+            guest = self._guests.popleft()
+            if guest.is_open() and now < guest.until:
+                self._guests.append(guest)
+        return had  # one close look more, once the last has ended
+
     def learn(self, connection: sqlite3.Connection) -> None:
-        """Read what other processes may have changed: names, due times, workers."""
+        """Read what other connections may have changed: names, due times, workers, requests to cancel."""
         new_names = self._read_names(connection)
         self._next_due = connection.execute(SQL["next_due"]).fetchone()[0]
         workers = connection.execute(SQL["list_workers"]).fetchall()
         others = [(row[0], row[3]) for row in workers if row[0] not in self.own_workers]
         self.others = tuple(worker_id for worker_id, _ in others)
         self._doorbells = tuple(worker_id for worker_id, expires_at in others if expires_at is not None)
+        self.note_cancellations(connection)
         self._wake(new_names=new_names)
+        self._tell_watchers()
 
     def _read_names(self, connection: sqlite3.Connection) -> bool:
         queues = {row[0] for row in connection.execute("SELECT name FROM durableq_queues").fetchall()}
@@ -127,9 +198,9 @@ class Lookout:
         return promoted
 
     def _wake(self, *, new_names: bool) -> None:
-        for loop, wake_up in tuple(self._sleepers.values()):
-            self._calls.add(loop, _bound(wake_up, new_names))
+        for listener in tuple(self._sleepers.values()):
+            self._calls.add(listener.loop, partial(listener.wake_up, new_names))
 
-
-def _bound(wake_up: WakeUp, new_names: bool) -> Callable[[], None]:
-    return lambda: wake_up(new_names)
+    def _tell_watchers(self) -> None:
+        for loop, look in tuple(self._watchers.values()):
+            self._calls.add(loop, look)

@@ -16,6 +16,65 @@ FROM json_each(:jobs)
 WHERE true
 ON CONFLICT (id) DO NOTHING;
 
+-- name: insert_special_jobs
+-- The same for jobs with more columns. What conflicts with a unique key is left out; `unique_conflicts` finds it.
+INSERT INTO durableq_jobs (
+    id, task, queue, priority, state, args, checksum, max_attempts, created_at, run_at,
+    expires_at, deadline_at, unique_key, unique_covers, result_ttl, tags, settings
+)
+SELECT
+    json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
+    json_extract(value, '$[6]'), json_extract(value, '$[7]'), json_extract(value, '$[8]'),
+    json_extract(value, '$[9]'), json_extract(value, '$[10]'), json_extract(value, '$[11]'),
+    json_extract(value, '$[12]'), json_extract(value, '$[13]'), json_extract(value, '$[14]'),
+    json_extract(value, '$[15]'), json_extract(value, '$[16]')
+FROM json_each(:jobs)
+WHERE true
+ON CONFLICT DO NOTHING;
+
+-- name: unique_conflicts
+-- Of jobs with a unique key, those that were not stored: [their id, the id of the job that is there]. Index: unique.
+SELECT json_group_array(json_array(json_extract(value, '$[0]'), holder.id))
+FROM json_each(:claims)
+JOIN durableq_jobs AS holder ON holder.unique_key = json_extract(value, '$[1]')
+WHERE holder.id <> json_extract(value, '$[0]')
+    AND NOT EXISTS (SELECT 1 FROM durableq_jobs WHERE id = json_extract(value, '$[0]'));
+
+-- name: repeated_jobs
+-- Of jobs with an idempotency key, those that were there before: [id, whether for the same arguments].
+SELECT json_group_array(json_array(stored.id, stored.args = json_extract(value, '$[1]')))
+FROM json_each(:keyed)
+JOIN durableq_jobs AS stored ON stored.id = json_extract(value, '$[0]')
+WHERE stored.created_at <> json_extract(value, '$[2]');
+
+-- name: insert_aliases
+INSERT INTO durableq_aliases (id, seq)
+SELECT json_extract(value, '$[0]'), job.seq
+FROM json_each(:aliases) JOIN durableq_jobs AS job ON job.id = json_extract(value, '$[1]')
+WHERE true
+ON CONFLICT DO NOTHING;
+
+-- name: replace_jobs
+-- What waits takes over the arguments, priority and time of the job that conflicted with it.
+UPDATE durableq_jobs SET
+    args = newer.args, checksum = newer.checksum, priority = newer.priority, run_at = newer.run_at,
+    state = CASE WHEN durableq_jobs.state = 'blocked' THEN 'blocked' ELSE newer.state END,
+    max_attempts = newer.max_attempts, expires_at = newer.expires_at, deadline_at = newer.deadline_at,
+    result_ttl = newer.result_ttl, tags = newer.tags, settings = newer.settings, created_at = newer.created_at
+FROM (
+    SELECT
+        json_extract(value, '$[0]') AS id, json_extract(value, '$[1][3]') AS priority,
+        json_extract(value, '$[1][4]') AS state, json_extract(value, '$[1][5]') AS args,
+        json_extract(value, '$[1][6]') AS checksum, json_extract(value, '$[1][7]') AS max_attempts,
+        json_extract(value, '$[1][8]') AS created_at, json_extract(value, '$[1][9]') AS run_at,
+        json_extract(value, '$[1][10]') AS expires_at, json_extract(value, '$[1][11]') AS deadline_at,
+        json_extract(value, '$[1][14]') AS result_ttl, json_extract(value, '$[1][15]') AS tags,
+        json_extract(value, '$[1][16]') AS settings
+    FROM json_each(:replacements)
+) AS newer
+WHERE durableq_jobs.id = newer.id AND durableq_jobs.state IN ('blocked', 'scheduled', 'queued');
+
 -- name: insert_queue_names
 INSERT INTO durableq_queues (name) SELECT value FROM json_each(:names) WHERE true ON CONFLICT DO NOTHING;
 
@@ -44,7 +103,8 @@ SELECT min(run_at) FROM durableq_jobs WHERE state = 'scheduled';
 -- (Put together once per lane, see statements.py.)
 SELECT * FROM (
     SELECT seq, lease_no + 1 AS lease_no, id, task, queue, args, checksum, attempt + 1 AS attempt,
-        max_attempts, crashes, created_at
+        max_attempts, crashes, created_at, priority,
+        CASE WHEN started_at IS NULL THEN expires_at END AS expires_at, deadline_at, tags, settings
     FROM durableq_jobs
     WHERE state = 'queued' AND crashes = 0
         AND queue IN (SELECT value FROM json_each(:queues))
@@ -57,7 +117,8 @@ SELECT * FROM (
 -- One job that has crashed a process before. Index: suspect.
 SELECT * FROM (
     SELECT seq, lease_no + 1 AS lease_no, id, task, queue, args, checksum, attempt + 1 AS attempt,
-        max_attempts, crashes, created_at
+        max_attempts, crashes, created_at, priority,
+        CASE WHEN started_at IS NULL THEN expires_at END AS expires_at, deadline_at, tags, settings
     FROM durableq_jobs
     WHERE state = 'queued' AND crashes > 0
         AND queue IN (SELECT value FROM json_each(:queues))
@@ -69,7 +130,8 @@ SELECT * FROM (
 -- name: take
 -- queued -> running, in the transaction of the choice. Index: primary key.
 UPDATE durableq_jobs SET
-    state = 'running', attempt = attempt + 1, lease_no = lease_no + 1, worker_id = :worker_id, started_at = :now
+    state = 'running', attempt = attempt + 1, lease_no = lease_no + 1, worker_id = :worker_id, started_at = :now,
+    unique_key = CASE WHEN unique_covers & 1 THEN unique_key END
 WHERE seq IN (SELECT value FROM json_each(:seqs)) AND state = 'queued';
 
 -- name: insert_attempts
@@ -87,14 +149,23 @@ WHERE true
 ON CONFLICT DO NOTHING;
 
 -- name: settle
--- running -> succeeded | queued | scheduled | dead, for leases that still hold. Index: primary key.
+-- running -> succeeded | queued | scheduled | dead | cancelled, for leases that still hold. What somebody asked to
+-- cancel does not go back to waiting. Index: primary key.
 UPDATE durableq_jobs SET
-    state = outcome.state,
+    state = CASE
+        WHEN cancel_requested_at IS NOT NULL AND outcome.finished_at IS NULL THEN 'cancelled' ELSE outcome.state
+    END,
     attempt = attempt - outcome.handed_back,
     crashes = crashes + outcome.crashed,
     worker_id = NULL,
     run_at = coalesce(outcome.run_at, durableq_jobs.run_at),
-    finished_at = outcome.finished_at,
+    finished_at = CASE
+        WHEN cancel_requested_at IS NOT NULL THEN coalesce(outcome.finished_at, :now) ELSE outcome.finished_at
+    END,
+    unique_key = CASE
+        WHEN unique_covers IS NULL OR (outcome.finished_at IS NULL AND cancel_requested_at IS NULL) THEN unique_key
+        WHEN unique_covers & CASE outcome.state WHEN 'succeeded' THEN 2 WHEN 'dead' THEN 4 ELSE 8 END THEN unique_key
+    END,
     result = outcome.result,
     error_type = CASE WHEN outcome.handed_back THEN durableq_jobs.error_type ELSE outcome.error_type END,
     error_message = CASE WHEN outcome.handed_back THEN durableq_jobs.error_message ELSE outcome.error_message END
@@ -120,6 +191,66 @@ WHERE NOT EXISTS (
     WHERE seq = json_extract(value, '$[0]') AND lease_no = json_extract(value, '$[1]') AND state = 'running'
 );
 
+-- name: settle_waiting
+-- blocked | scheduled | queued -> dead | cancelled, for what nobody started or finished in time. Index: primary key.
+UPDATE durableq_jobs SET
+    state = outcome.state, finished_at = :now, error_type = outcome.error_type, error_message = outcome.error_message,
+    unique_key = CASE WHEN unique_covers & CASE outcome.state WHEN 'dead' THEN 4 ELSE 8 END THEN unique_key END
+FROM (
+    SELECT
+        json_extract(value, '$[0]') AS seq, json_extract(value, '$[2]') AS state,
+        json_extract(value, '$[8]') AS error_type, json_extract(value, '$[9]') AS error_message
+    FROM json_each(:outcomes)
+) AS outcome
+WHERE durableq_jobs.seq = outcome.seq AND durableq_jobs.state IN ('blocked', 'scheduled', 'queued');
+
+-- name: overdue
+-- What waits though its time to start, or to finish, is over. Index: expiring, deadline.
+SELECT seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at, priority,
+    CASE WHEN started_at IS NULL THEN expires_at END, deadline_at, tags, settings
+FROM durableq_jobs WHERE seq IN (
+    SELECT seq FROM durableq_jobs
+    WHERE expires_at <= :now AND started_at IS NULL AND finished_at IS NULL
+    UNION
+    SELECT seq FROM durableq_jobs
+    WHERE deadline_at <= :now AND finished_at IS NULL
+) AND state IN ('blocked', 'scheduled', 'queued') LIMIT :limit;
+
+-- name: write_progress
+-- The latest word of running jobs, for leases that still hold. Index: primary key.
+UPDATE durableq_jobs SET progress = note.progress
+FROM (
+    SELECT
+        json_extract(value, '$[0]') AS seq, json_extract(value, '$[1]') AS lease_no,
+        json_extract(value, '$[2]') AS progress
+    FROM json_each(:progress)
+) AS note
+WHERE durableq_jobs.seq = note.seq AND durableq_jobs.lease_no = note.lease_no AND durableq_jobs.state = 'running';
+
+-- name: insert_logs
+-- What running jobs said, for leases that still hold. Index: primary key.
+INSERT INTO durableq_logs (seq, lease_no, no, at, message)
+SELECT job.seq, job.lease_no, json_extract(value, '$[2]'), json_extract(value, '$[3]'), json_extract(value, '$[4]')
+FROM json_each(:logs)
+JOIN durableq_jobs AS job
+    ON job.seq = json_extract(value, '$[0]') AND job.lease_no = json_extract(value, '$[1]') AND job.state = 'running'
+WHERE true
+ON CONFLICT DO NOTHING;
+
+-- name: cancelling
+-- Running jobs whose end was asked for. Index: cancelling.
+SELECT worker_id, seq, lease_no FROM durableq_jobs
+WHERE cancel_requested_at IS NOT NULL AND state = 'running';
+
+-- name: state_of_lease
+-- What has become of one claim: its job's state, when the job was not claimed again. Index: primary key.
+SELECT state FROM durableq_jobs WHERE seq = :seq AND lease_no = :lease_no;
+
+-- name: finished_among
+-- Of some ids, those whose job is finished, or gone. Index: unique id.
+SELECT value FROM json_each(:ids)
+WHERE NOT EXISTS (SELECT 1 FROM durableq_jobs WHERE id = value AND finished_at IS NULL);
+
 -- name: register_worker
 INSERT INTO durableq_workers (pid, boot_id, expires_at, started_at) VALUES (:pid, :boot_id, :expires_at, :now);
 
@@ -134,7 +265,8 @@ SELECT id, pid, boot_id, expires_at FROM durableq_workers;
 
 -- name: leases_of_worker
 -- Everything a worker holds. Index: running.
-SELECT seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at
+SELECT seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at, priority,
+    NULL, deadline_at, tags, settings
 FROM durableq_jobs WHERE state = 'running' AND worker_id = :worker_id ORDER BY seq;
 
 -- name: strays
@@ -143,12 +275,21 @@ SELECT DISTINCT worker_id FROM durableq_jobs
 WHERE state = 'running' AND worker_id NOT IN (SELECT id FROM durableq_workers);
 
 -- name: restart_job
--- dead | cancelled -> queued, as new, with its history kept.
+-- dead | cancelled -> queued, as new, with its history kept, and fresh deadlines. It claims its unique key again.
 UPDATE durableq_jobs SET
-    state = 'queued', attempt = 0, crashes = 0, run_at = :now, finished_at = NULL, result = NULL,
-    error_type = NULL, error_message = NULL,
+    state = 'queued', attempt = 0, crashes = 0, run_at = :now, started_at = NULL, finished_at = NULL, result = NULL,
+    error_type = NULL, error_message = NULL, progress = NULL, cancel_requested_at = NULL,
+    expires_at = :now + json_extract(settings, '$.expires'),
+    deadline_at = :now + json_extract(settings, '$.deadline'),
+    unique_key = coalesce(unique_key, json_extract(settings, '$.unique')),
     args = coalesce(:args, args), checksum = coalesce(:checksum, checksum)
 WHERE id = :id;
+
+-- name: rival
+-- Who holds the unique key that a job would claim again, and the key. Index: unique.
+SELECT holder.id, holder.unique_key FROM durableq_jobs AS job
+JOIN durableq_jobs AS holder ON holder.unique_key = json_extract(job.settings, '$.unique')
+WHERE job.id = :id;
 
 -- name: run_now
 -- scheduled -> queued, ahead of its time.
@@ -156,7 +297,15 @@ UPDATE durableq_jobs SET state = 'queued', run_at = :now WHERE id = :id;
 
 -- name: cancel_job
 -- blocked | scheduled | queued -> cancelled.
-UPDATE durableq_jobs SET state = 'cancelled', finished_at = :now WHERE id = :id;
+UPDATE durableq_jobs SET
+    state = 'cancelled', finished_at = :now,
+    unique_key = CASE WHEN unique_covers & 8 THEN unique_key END
+WHERE id = :id;
+
+-- name: request_cancel
+-- A running job shall end; its worker is told, and whatever comes of it does not go back to waiting.
+UPDATE durableq_jobs SET cancel_requested_at = coalesce(cancel_requested_at, :now)
+WHERE id = :id AND state = 'running';
 
 -- name: delete_job
 DELETE FROM durableq_jobs WHERE id = :id;
@@ -164,8 +313,11 @@ DELETE FROM durableq_jobs WHERE id = :id;
 -- name: delete_attempts
 DELETE FROM durableq_attempts WHERE seq = (SELECT seq FROM durableq_jobs WHERE id = :id);
 
--- name: state_of_job
-SELECT state FROM durableq_jobs WHERE id = :id;
+-- name: delete_logs
+DELETE FROM durableq_logs WHERE seq = (SELECT seq FROM durableq_jobs WHERE id = :id);
+
+-- name: delete_aliases
+DELETE FROM durableq_aliases WHERE seq = (SELECT seq FROM durableq_jobs WHERE id = :id);
 
 -- name: prunable
 -- Finished long enough ago. Index: finished.
@@ -177,6 +329,19 @@ SELECT json_group_array(seq) FROM (
 -- name: prune_attempts
 DELETE FROM durableq_attempts WHERE seq IN (SELECT value FROM json_each(:seqs));
 
+-- name: prune_logs
+DELETE FROM durableq_logs WHERE seq IN (SELECT value FROM json_each(:seqs));
+
+-- name: prune_aliases
+DELETE FROM durableq_aliases WHERE seq IN (SELECT value FROM json_each(:seqs));
+
+-- name: drop_results
+-- Return values past their time to live. Index: result.
+UPDATE durableq_jobs SET result = NULL, result_ttl = 0 WHERE seq IN (
+    SELECT seq FROM durableq_jobs
+    WHERE result_ttl IS NOT NULL AND result IS NOT NULL AND finished_at + result_ttl <= :now LIMIT :limit
+);
+
 -- name: prune_jobs
 DELETE FROM durableq_jobs WHERE seq IN (SELECT value FROM json_each(:seqs)) AND finished_at IS NOT NULL;
 
@@ -186,15 +351,31 @@ INSERT INTO durableq_audit (at, who, action, job_id, detail) VALUES (:now, :who,
 -- name: job_columns
 -- The columns of models.Job, in the order of rows.job_from_row.
 SELECT id, task, queue, priority, state, args, max_attempts, created_at, run_at, attempt, crashes, started_at,
-    finished_at, result, error_type, error_message, seq
+    finished_at, result, error_type, error_message, expires_at, deadline_at, unique_key, unique_covers, result_ttl,
+    tags, settings, progress, cancel_requested_at, seq
 FROM durableq_jobs
+
+-- name: by_id
+-- A job by its id, or by one that was handed out in its stead.
+WHERE seq = coalesce(
+    (SELECT seq FROM durableq_jobs WHERE id = :id), (SELECT seq FROM durableq_aliases WHERE id = :id)
+)
 
 -- name: attempts_of_job
 SELECT lease_no, attempt, worker_id, started_at, finished_at, error_type, error_message, traceback
-FROM durableq_attempts WHERE seq = (SELECT seq FROM durableq_jobs WHERE id = :id) ORDER BY lease_no;
+FROM durableq_attempts WHERE seq = coalesce(
+    (SELECT seq FROM durableq_jobs WHERE id = :id), (SELECT seq FROM durableq_aliases WHERE id = :id)
+) ORDER BY lease_no;
+
+-- name: logs_of_job
+SELECT lease_no, at, message FROM durableq_logs WHERE seq = coalesce(
+    (SELECT seq FROM durableq_jobs WHERE id = :id), (SELECT seq FROM durableq_aliases WHERE id = :id)
+) ORDER BY lease_no, no;
 
 -- name: audit_of_job
-SELECT at, who, action, job_id, detail FROM durableq_audit WHERE job_id = :id ORDER BY seq;
+SELECT at, who, action, job_id, detail FROM durableq_audit WHERE job_id IN (
+    :id, (SELECT job.id FROM durableq_aliases AS alias JOIN durableq_jobs AS job USING (seq) WHERE alias.id = :id)
+) ORDER BY seq;
 
 -- name: count_live
 -- Index: claim, suspect, due, running; none of them holds a finished row.

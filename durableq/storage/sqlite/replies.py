@@ -59,6 +59,15 @@ class FutureReply:
             self.future.set_result(self._result)
 
 
+class NoReply:
+    """Answers nobody."""
+
+    __slots__ = ()
+
+    def answer(self, result: Any, calls: LoopCalls) -> None:
+        pass
+
+
 class ThreadReply:
     """Answers a thread that waits."""
 

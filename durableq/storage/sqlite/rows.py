@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -10,23 +10,67 @@ from pydantic_core import from_json, to_json
 from durableq.clock import from_datetime, to_datetime
 from durableq.codec import checksum
 from durableq.models import (
+    PLAIN,
     Attempt,
     AuditEntry,
+    Cancelled,
     Dead,
     Job,
     JobError,
+    JobExtras,
     JobState,
     Lease,
+    LeaseKey,
+    LogLine,
     Outcome,
+    Progress,
     Released,
-    Retry,
+    Retried,
+    Snoozed,
     Succeeded,
+    UniqueClaim,
 )
 
 
-def insert_rows(jobs: Sequence[Job[Any]]) -> str:
+def insert_rows(jobs: Iterable[Job[Any]]) -> str:
     """Return new jobs as what ``insert_jobs`` reads: a JSON array of arrays."""
     return to_json([_insert_row(job) for job in jobs]).decode()
+
+
+def special_rows(jobs: Iterable[Job[Any]]) -> str:
+    """Return new jobs as what ``insert_special_jobs`` reads."""
+    return to_json([special_row(job) for job in jobs]).decode()
+
+
+def special_row(job: Job[Any]) -> tuple[Any, ...]:
+    extras = job.extras
+    key, covers = (None, None) if extras.unique is None else extras.unique[:2]
+    return (
+        *_insert_row(job),
+        extras.expires_at,
+        extras.deadline_at,
+        key,
+        covers,
+        extras.result_ttl,
+        to_json(extras.tags).decode() if extras.tags else None,
+        _settings_json(job),
+    )
+
+
+def _settings_json(job: Job[Any]) -> str | None:
+    """What only the worker reads, and what a job that starts over needs to know again."""
+    extras, created_at = job.extras, from_datetime(job.created_at)
+    settings = {
+        "timeout": extras.timeout,
+        "expires": None if extras.expires_at is None else extras.expires_at - created_at,
+        "deadline": None if extras.deadline_at is None else extras.deadline_at - created_at,
+        "unique": None if extras.unique is None else extras.unique.key,
+        "headers": extras.headers or None,
+        "retry": extras.retry,
+        "keeps_result": False if extras.result_ttl == 0 else None,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    return to_json(given).decode() if given else None
 
 
 def _insert_row(job: Job[Any]) -> tuple[Any, ...]:
@@ -47,24 +91,40 @@ def _insert_row(job: Job[Any]) -> tuple[Any, ...]:
 
 def is_ready_again(outcome: Outcome, now: int) -> bool:
     """Whether the job may run again at once."""
-    if isinstance(outcome, Retry):
+    if isinstance(outcome, Retried):
         return outcome.run_at is None or outcome.run_at <= now
+    if isinstance(outcome, Snoozed):
+        return outcome.run_at <= now
     return isinstance(outcome, Released)
+
+
+def next_run(outcome: Outcome) -> int | None:
+    """When a job that goes back to waiting is due; None for at once, or never."""
+    return outcome.run_at if isinstance(outcome, Retried | Snoozed) else None
+
+
+def is_final(outcome: Outcome) -> bool:
+    return isinstance(outcome, Succeeded | Dead | Cancelled)
 
 
 def outcome_row(lease: Lease, outcome: Outcome, now: int) -> tuple[Any, ...]:
     """Return what ``settle`` reads: seq, lease_no, state, handed_back, crashed, run_at, finished_at, result, error."""
     key = (lease.seq, lease.lease_no)
     match outcome:
-        case Succeeded(result_json):
-            return (*key, JobState.SUCCEEDED, 0, 0, None, now, result_json, None, None)
+        case Succeeded():
+            return (*key, JobState.SUCCEEDED, 0, 0, None, now, outcome.result_json, None, None)
         case Released():
             return (*key, JobState.QUEUED, 1, 0, None, None, None, None, None)
-        case Retry(failure, run_at, crashed):
+        case Retried(failure, run_at, crashed):
             state = JobState.QUEUED if is_ready_again(outcome, now) else JobState.SCHEDULED
             return (*key, state, 0, int(crashed), run_at, None, None, failure.type, failure.message)
         case Dead(failure, crashed):
             return (*key, JobState.DEAD, 0, int(crashed), None, now, None, failure.type, failure.message)
+        case Cancelled(failure):
+            return (*key, JobState.CANCELLED, 0, 0, None, now, None, failure.type, failure.message)
+        case Snoozed(run_at):
+            state = JobState.SCHEDULED if run_at > now else JobState.QUEUED
+            return (*key, state, 1, 0, run_at, None, None, None, None)
 
 
 def outcomes_json(settled: Sequence[tuple[Lease, Outcome]], now: int) -> str:
@@ -76,7 +136,7 @@ def attempts_json(settled: Sequence[tuple[Lease, Outcome]]) -> str | None:
     failed = [
         (lease.seq, lease.lease_no, outcome.failure.type, outcome.failure.message, outcome.failure.traceback)
         for lease, outcome in settled
-        if isinstance(outcome, Retry | Dead)
+        if isinstance(outcome, Retried | Dead | Cancelled)
     ]
     return to_json(failed).decode() if failed else None
 
@@ -103,6 +163,28 @@ def job_from_row(row: Sequence[Any]) -> Job[Any]:
         finished_at=None if row[12] is None else to_datetime(row[12]),
         result_json=row[13],
         error=None if row[14] is None else JobError(row[14], row[15] or ""),
+        extras=PLAIN if _is_plain(row) else _extras_from_row(row),
+    )
+
+
+def _is_plain(row: Sequence[Any]) -> bool:
+    return all(value is None for value in row[16:25])
+
+
+def _extras_from_row(row: Sequence[Any]) -> JobExtras:
+    expires_at, deadline_at, key, covers, result_ttl, tags, settings_json, progress, cancel_requested_at = row[16:25]
+    settings = {} if settings_json is None else from_json(settings_json)
+    return JobExtras(
+        expires_at=expires_at,
+        deadline_at=deadline_at,
+        timeout=settings.get("timeout"),
+        result_ttl=result_ttl,
+        unique=None if key is None else UniqueClaim(key, covers, "return"),
+        tags=() if tags is None else tuple(from_json(tags)),
+        headers=settings.get("headers", {}),
+        retry=settings.get("retry"),
+        progress=None if progress is None else Progress(*from_json(progress)),
+        cancel_requested=cancel_requested_at is not None,
     )
 
 
@@ -117,6 +199,20 @@ def attempt_from_row(row: Sequence[Any]) -> Attempt:
         error_message=row[6],
         traceback=row[7],
     )
+
+
+def log_from_row(row: Sequence[Any]) -> LogLine:
+    return LogLine(lease_no=row[0], at=to_datetime(row[1]), message=row[2])
+
+
+def progress_json(progress: Sequence[tuple[LeaseKey, Progress]]) -> str:
+    """Return what ``write_progress`` reads."""
+    return to_json([(*key, to_json(one).decode()) for key, one in progress]).decode()
+
+
+def logs_json(logs: Sequence[tuple[LeaseKey, int, int, str]]) -> str:
+    """Return what ``insert_logs`` reads, from (lease, number of the line, instant, message)."""
+    return to_json([(*key, no, at, message) for key, no, at, message in logs]).decode()
 
 
 def audit_from_row(row: Sequence[Any]) -> AuditEntry:

@@ -1,7 +1,10 @@
 """One writer per process and file, however many queues use the file."""
 
+import contextlib
 import os
 import threading
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Final
 
 from durableq.clock import Clock
@@ -47,6 +50,13 @@ def release_writer(writer: Writer) -> None:
         else:
             del _writers[key]
             writer.close()
+
+
+def giving_way(path: Path) -> AbstractContextManager[None]:
+    """Hold back this process' writer of a file for a moment, when it has one: see `Writer.giving_way`."""
+    with _guard:
+        writer, _ = _writers.get((host.forks(), os.path.realpath(path)), (None, 0))
+    return contextlib.nullcontext() if writer is None else writer.giving_way()
 
 
 def _key(location: Location) -> tuple[int, str]:

@@ -5,7 +5,10 @@ from importlib import resources
 from typing import Final
 
 _MARK: Final = "-- name: "
-_LEASE_COLUMNS: Final = "seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at"
+_LEASE_COLUMNS: Final = (
+    "seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at, "
+    "priority, expires_at, deadline_at, tags, settings"
+)
 
 
 def _load() -> dict[str, str]:

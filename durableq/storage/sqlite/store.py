@@ -7,10 +7,11 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from durableq.clock import Clock, from_datetime, to_micros
-from durableq.errors import DurableQError, QueueNotRunning
+from durableq.errors import DurableQError, JobConflict, QueueNotRunning
 from durableq.models import (
     Attempt,
     AuditEntry,
@@ -20,18 +21,31 @@ from durableq.models import (
     JobState,
     Lease,
     LeaseKey,
+    LogLine,
     Names,
     Outcome,
+    Overdue,
     Page,
     Reaped,
-    Retry,
+    Succeeded,
 )
 from durableq.options import QueueOptions
-from durableq.storage.protocol import Decide, Exchanged, WakeUp
-from durableq.storage.sqlite import host, rows, transitions
+from durableq.storage.protocol import (
+    NO_NOTES,
+    Cancel,
+    Conflicts,
+    Decide,
+    DecideLate,
+    Exchanged,
+    Notes,
+    Plan,
+    WakeUp,
+)
+from durableq.storage.sqlite import host, insertion, rows, transitions
 from durableq.storage.sqlite.connection import Location
 from durableq.storage.sqlite.group import HEAVY, Addition, Exchange, Operation, Transact, make_insert
 from durableq.storage.sqlite.liveness import Liveness, Renewal, Watch
+from durableq.storage.sqlite.lookout import Listener
 from durableq.storage.sqlite.reader import Reader
 from durableq.storage.sqlite.replies import FutureReply, Reply, ThreadReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
@@ -57,7 +71,8 @@ class SqliteStorage:
         self._loop: asyncio.AbstractEventLoop
         self._reader: Reader
         self._liveness: Liveness
-        self._doorbell: host.Doorbell | None = None
+        self._doorbells: list[host.Doorbell] = []
+        self._watchers: set[Callable[[], None]] = set()
         self._watch = Watch()
         self._missing: frozenset[LeaseKey] = frozenset()
         """Rows that named this worker but were not in its memory at the latest renewal."""
@@ -100,7 +115,7 @@ class SqliteStorage:
     def trouble(self) -> DurableQError | None:
         return None if self._opened is None else self._opened.trouble
 
-    async def register(self, wake_up: WakeUp | None) -> int:
+    async def register(self, wake_up: WakeUp | None, cancel: Cancel | None = None) -> int:
         writer = self._writer
 
         def register(connection: sqlite3.Connection) -> int:
@@ -110,14 +125,16 @@ class SqliteStorage:
 
         worker_id = await self._transact(register, solitary=True)
         if wake_up is not None:
-            self._hang_doorbell(worker_id, wake_up)
-            writer.listen(self, self._loop, wake_up)
+            self._hang_doorbell(host.WORK, worker_id, partial(self._rung, wake_up))
+            writer.listen(self, Listener(self._loop, worker_id, wake_up, cancel or _nobody))
+        if self._watchers:
+            self._hang_doorbell(host.FINISHED, worker_id, self._finished_elsewhere)
         return worker_id
 
     async def deregister(self) -> None:
         writer, worker_id = self._writer, self._liveness.worker_id
         writer.unlisten(self)
-        self._take_down_doorbell()
+        self._take_down_doorbells()
         try:
             await self._transact(self._liveness.deregister, makes_work=_always)
         finally:
@@ -130,7 +147,7 @@ class SqliteStorage:
 
     # -- adding --------------------------------------------------------------------------------------------
 
-    def insert(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[None]:
+    def insert(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[Conflicts | None]:
         reply = FutureReply(self._loop)
         addition = Addition(jobs, reply)
         self._writer.admit(addition.size)
@@ -138,30 +155,37 @@ class SqliteStorage:
         self._hand_over_soon(at_once=len(self._additions) >= TOGETHER)
         return reply.future
 
-    def insert_and_wait(self, jobs: Sequence[Job[Any]]) -> None:
+    def insert_and_wait(self, jobs: Sequence[Job[Any]]) -> Conflicts | None:
         writer = self._opened
         if writer is not None:
-            self._insert_through(writer, jobs)
-            return
+            return self._insert_through(writer, jobs)
         writer = acquire_writer(self._location, self._clock)
         try:
             writer.opened.result()
-            self._insert_through(writer, jobs)
+            return self._insert_through(writer, jobs)
         finally:
             release_writer(writer)
             if writer.is_closing:
                 writer.closed.result()
 
-    def _insert_through(self, writer: Writer, jobs: Sequence[Job[Any]]) -> None:
+    def _insert_through(self, writer: Writer, jobs: Sequence[Job[Any]]) -> Conflicts | None:
         reply = ThreadReply()
         writer.submit(make_insert([Addition(jobs, reply)], self._schema_of))
-        reply.wait()
+        conflicts: Conflicts | None = reply.wait()
+        return conflicts
 
     # -- running -------------------------------------------------------------------------------------------
 
-    async def exchange(self, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None) -> Exchanged:
+    async def exchange(
+        self, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None, notes: Notes = NO_NOTES
+    ) -> Exchanged:
         reply = FutureReply(self._loop)
-        self._submit(self._exchange(settled, claim, reply))
+        operation = self._exchange(settled, claim, reply)
+        if notes.progress:
+            operation.progress = rows.progress_json(notes.progress)
+        if notes.logs:
+            operation.logs = rows.logs_json(notes.logs)
+        self._submit(operation)
         lost, leases = await reply.future
         return Exchanged(frozenset(lost), rows.leases_from_json(leases))
 
@@ -173,8 +197,15 @@ class SqliteStorage:
             outcomes=rows.outcomes_json(settled, now) if settled else "[]",
             outcome_count=len(settled),
             attempts=rows.attempts_json(settled),
-            first_due=min(filter(None, map(_due, settled)), default=None),
+            first_due=min(filter(None, (rows.next_run(outcome) for _, outcome in settled)), default=None),
             has_queued=any(rows.is_ready_again(outcome, now) for _, outcome in settled),
+            has_final=any(rows.is_final(outcome) for _, outcome in settled),
+            follow_ups=[
+                (lease.seq, outcome.follow_ups)
+                for lease, outcome in settled
+                if isinstance(outcome, Succeeded) and outcome.follow_ups
+            ],
+            schema_of=self._schema_of,
         )
         if claim is not None:
             operation.queues = json.dumps(claim.queues)
@@ -192,10 +223,21 @@ class SqliteStorage:
 
     async def reap(self, decide: Decide) -> list[Reaped]:
         run = partial(self._liveness.reap, decide=decide, watch=self._watch)
-        reaped, self._watch = await self._transact(run, makes_work=_took_jobs_back)
+        reaped, self._watch = await self._transact(run, makes_work=_took_jobs_back, finishes=_took_jobs_back)
         for worker in reaped:
-            host.remove_doorbell(self._location.directory, worker.worker_id)
+            host.remove_doorbells(self._location.directory, worker.worker_id)
         return reaped
+
+    async def state_of_lease(self, lease: Lease) -> JobState | None:
+        found = await self._reader.fetch(SQL["state_of_lease"], {"seq": lease.seq, "lease_no": lease.lease_no})
+        return JobState(found[0][0]) if found else None
+
+    async def give_up_overdue(self, decide: DecideLate, limit: int) -> Overdue:
+        run = partial(transitions.give_up_overdue, decide=decide, now=self._clock.wall(), limit=limit)
+        return await self._transact(run, finishes=bool)
+
+    async def drop_results(self, limit: int) -> int:
+        return await self._transact(partial(transitions.drop_results, now=self._clock.wall(), limit=limit))
 
     async def prune(self, state: JobState, before: datetime, limit: int) -> int:
         run = partial(transitions.prune, state=state, before=from_datetime(before), limit=limit)
@@ -207,12 +249,39 @@ class SqliteStorage:
         return Names(*self._writer.known_names)
 
     async def get(self, job_id: str) -> Job[Any] | None:
-        found = await self._reader.fetch(f"{SQL['job_columns']} WHERE id = :id", {"id": job_id})
+        found = await self._reader.fetch(f"{SQL['job_columns']} {SQL['by_id']}", {"id": job_id})
         return rows.job_from_row(found[0]) if found else None
 
     async def attempts(self, job_id: str) -> list[Attempt]:
         found = await self._reader.fetch(SQL["attempts_of_job"], {"id": job_id})
         return [rows.attempt_from_row(row) for row in found]
+
+    async def logs(self, job_id: str) -> list[LogLine]:
+        found = await self._reader.fetch(SQL["logs_of_job"], {"id": job_id})
+        return [rows.log_from_row(row) for row in found]
+
+    async def finished_among(self, job_ids: Collection[str]) -> set[str]:
+        found = await self._reader.fetch(SQL["finished_among"], {"ids": json.dumps(list(job_ids))})
+        return {row[0] for row in found}
+
+    def watch(self, look: Callable[[], None]) -> Callable[[], None]:
+        self._watchers.add(look)
+        worker_id = self._liveness.worker_id
+        if len(self._watchers) == 1:
+            self._writer.watch(self, self._loop, self._finished_elsewhere)
+            if worker_id is not None:
+                self._hang_doorbell(host.FINISHED, worker_id, self._finished_elsewhere)
+        return partial(self._unwatch, look)
+
+    def _unwatch(self, look: Callable[[], None]) -> None:
+        self._watchers.discard(look)
+        if not self._watchers and self._opened is not None:
+            self._opened.unwatch(self)
+            self._take_down_doorbells(host.FINISHED)
+
+    def _finished_elsewhere(self) -> None:
+        for look in tuple(self._watchers):
+            look()
 
     async def find(self, where: JobFilter, *, cursor: int | None, limit: int) -> Page:
         conditions, values = transitions.filter_sql(where)
@@ -258,10 +327,37 @@ class SqliteStorage:
         return retried
 
     async def cancel(self, job_id: str, *, who: str) -> Job[Any]:
-        return await self._transact(partial(transitions.cancel, job_id=job_id, now=self._clock.wall(), who=who))
+        run = partial(transitions.cancel, job_id=job_id, now=self._clock.wall(), who=who)
+        return await self._transact(run, finishes=_always, cancels=True)
 
     async def delete(self, job_id: str, *, who: str) -> None:
         await self._transact(partial(transitions.delete, job_id=job_id, now=self._clock.wall(), who=who))
+
+    # -- in a transaction of the application ---------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        return self._location.path
+
+    def adding(self, jobs: Sequence[Job[Any]]) -> Plan[Conflicts]:
+        batch = insertion.batch_of(jobs)
+        yield from insertion.naming(jobs, self._schema_of)
+        return (yield from insertion.insertion(batch.plain, batch.special, batch.claims))
+
+    def completing(self, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]) -> Plan[None]:
+        now = self._clock.wall()
+        outcomes = rows.outcomes_json([(lease, Succeeded(result_json))], now)
+        found = yield SQL["lost_leases"], {"outcomes": outcomes}
+        if found[0][0] != "[]":
+            raise JobConflict(lease.id, "no longer this attempt's", wanted=("running",), action="complete")
+        if follow_ups:
+            batch = insertion.batch_of(follow_ups)
+            yield from insertion.naming(follow_ups, self._schema_of)
+            yield from insertion.insertion(batch.plain, batch.special, batch.claims, refuses=False)
+        yield SQL["settle"], {"outcomes": outcomes, "now": now}
+
+    def expect_foreign_commit(self, is_open: Callable[[], bool]) -> Callable[[], None]:
+        return self._writer.expect_foreign_commit(is_open)
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -270,10 +366,15 @@ class SqliteStorage:
         run: Callable[[sqlite3.Connection], T],
         *,
         makes_work: Callable[[T], bool] | None = None,
+        finishes: Callable[[T], bool] | None = None,
+        cancels: bool = False,
         solitary: bool = False,
     ) -> T:
         reply = FutureReply(self._loop)
-        self._submit(Transact(reply=reply, run=run, makes_work=makes_work, solitary=solitary))
+        operation = Transact(
+            reply=reply, run=run, makes_work=makes_work, finishes=finishes, cancels=cancels, solitary=solitary
+        )
+        self._submit(operation)
         answer: T = await reply.future
         return answer
 
@@ -307,26 +408,28 @@ class SqliteStorage:
         if outgoing and self._opened is not None:
             self._opened.hand_over(outgoing)
 
-    def _hang_doorbell(self, worker_id: int, wake_up: WakeUp) -> None:
+    def _hang_doorbell(self, kind: host.Bell, worker_id: int, rung: Callable[[], None]) -> None:
         with contextlib.suppress(OSError, NotImplementedError):  # without it, work of others is seen in 0.25 s
-            self._doorbell = doorbell = host.Doorbell(self._location.directory, worker_id)
+            doorbell = host.Doorbell(self._location.directory, worker_id, kind)
+            self._doorbells.append(doorbell)
 
             def on_ring() -> None:
                 doorbell.drain()
-                wake_up(False)
+                rung()
 
             self._loop.add_reader(doorbell.socket, on_ring)
 
-    def _take_down_doorbell(self) -> None:
-        if self._doorbell is not None:
-            self._loop.remove_reader(self._doorbell.socket)
-            self._doorbell.close()
-            self._doorbell = None
+    def _rung(self, wake_up: WakeUp) -> None:
+        """Another process added work, or asked for the end of a job that runs here."""
+        wake_up(False)
+        if self._opened is not None:
+            self._opened.look_now()
 
-
-def _due(settled: tuple[Lease, Outcome]) -> int | None:
-    outcome = settled[1]
-    return outcome.run_at if isinstance(outcome, Retry) else None
+    def _take_down_doorbells(self, kind: host.Bell | None = None) -> None:
+        for doorbell in [one for one in self._doorbells if kind is None or one.kind == kind]:
+            self._doorbells.remove(doorbell)
+            self._loop.remove_reader(doorbell.socket)
+            doorbell.close()
 
 
 def _always(_: object) -> bool:
@@ -339,6 +442,10 @@ def _took_jobs_back(result: tuple[list[Reaped], Watch]) -> bool:
 
 def _handed_back(renewal: Renewal) -> bool:
     return renewal.handed_back > 0
+
+
+def _nobody(_: object) -> None:
+    pass
 
 
 def _no_schema(name: str) -> str | None:

@@ -1,4 +1,7 @@
-"""What people do to jobs by hand: retry, cancel, delete, prune. Each with its audit row in the same transaction."""
+"""What people do to jobs by hand: retry, cancel, delete. Each with its audit row in the same transaction.
+
+And what time does to them: expiry, deadlines, retention.
+"""
 
 import json
 import sqlite3
@@ -6,13 +9,14 @@ from typing import Any, Final
 
 from durableq.clock import from_datetime
 from durableq.codec import checksum
-from durableq.errors import JobConflict, JobNotFound
-from durableq.models import Job, JobFilter, JobState
+from durableq.errors import DuplicateJob, JobConflict, JobNotFound
+from durableq.models import Job, JobFilter, JobState, Lease, Overdue
+from durableq.storage.protocol import DecideLate
 from durableq.storage.sqlite import rows
 from durableq.storage.sqlite.statements import SQL
 
 _RESTARTABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SCHEDULED)
-_CANCELLABLE: Final = (JobState.QUEUED, JobState.SCHEDULED, JobState.BLOCKED)
+_CANCELLABLE: Final = (JobState.QUEUED, JobState.SCHEDULED, JobState.BLOCKED, JobState.RUNNING)
 _DELETABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SUCCEEDED)
 
 
@@ -20,18 +24,21 @@ def retry(connection: sqlite3.Connection, job_id: str, *, now: int, who: str, ar
     """dead | cancelled -> queued, as new; scheduled -> queued, now."""
     before = _require(connection, job_id, _RESTARTABLE, "retry")
     if before.state is JobState.SCHEDULED and args_json is None:
-        connection.execute(SQL["run_now"], {"id": job_id, "now": now})
+        connection.execute(SQL["run_now"], {"id": before.id, "now": now})
     elif before.state is JobState.SCHEDULED:
         raise JobConflict(job_id, before.state, wanted=_RESTARTABLE[:2], action="edit and retry")
     else:
         digest = None if args_json is None else checksum(args_json)
-        values = {"id": job_id, "now": now, "args": args_json, "checksum": digest}
-        connection.execute(SQL["restart_job"], values)
+        values = {"id": before.id, "now": now, "args": args_json, "checksum": digest}
+        try:
+            connection.execute(SQL["restart_job"], values)
+        except sqlite3.IntegrityError:
+            raise _why_duplicate(connection, before.id) from None
     detail: dict[str, Any] = {"was": before.state, "attempt": before.attempt}
     if args_json is not None:
         detail |= {"args_before": _readable(before.args_json), "args_after": json.loads(args_json)}
-    _audit(connection, now, who, "retry" if args_json is None else "edit and retry", job_id, detail)
-    return _get(connection, job_id)
+    _audit(connection, now, who, "retry" if args_json is None else "edit and retry", before.id, detail)
+    return _get(connection, before.id)
 
 
 def retry_matching(connection: sqlite3.Connection, where: JobFilter, *, now: int, who: str, limit: int) -> int:
@@ -45,19 +52,35 @@ def retry_matching(connection: sqlite3.Connection, where: JobFilter, *, now: int
 
 
 def cancel(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -> Job[Any]:
-    """queued | scheduled | blocked -> cancelled."""
+    """queued | scheduled | blocked -> cancelled; running: its worker shall end it."""
     before = _require(connection, job_id, _CANCELLABLE, "cancel")
-    connection.execute(SQL["cancel_job"], {"id": job_id, "now": now})
-    _audit(connection, now, who, "cancel", job_id, {"was": before.state})
-    return _get(connection, job_id)
+    statement = SQL["request_cancel" if before.state is JobState.RUNNING else "cancel_job"]
+    connection.execute(statement, {"id": before.id, "now": now})
+    _audit(connection, now, who, "cancel", before.id, {"was": before.state})
+    return _get(connection, before.id)
 
 
 def delete(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -> None:
     """A finished job -> (nothing)."""
     before = _require(connection, job_id, _DELETABLE, "delete")
-    connection.execute(SQL["delete_attempts"], {"id": job_id})
-    connection.execute(SQL["delete_job"], {"id": job_id})
-    _audit(connection, now, who, "delete", job_id, {"was": before.state, "task": before.task})
+    for statement in ("delete_attempts", "delete_logs", "delete_aliases", "delete_job"):
+        connection.execute(SQL[statement], {"id": before.id})
+    _audit(connection, now, who, "delete", before.id, {"was": before.state, "task": before.task})
+
+
+def give_up_overdue(connection: sqlite3.Connection, decide: DecideLate, now: int, limit: int) -> Overdue:
+    """blocked | scheduled | queued -> dead | cancelled, for those whose time is over."""
+    found = connection.execute(SQL["overdue"], {"now": now, "limit": limit}).fetchall()
+    decided = [(lease, decide(lease, now)) for lease in map(Lease._make, found)]
+    late = [(lease, outcome) for lease, outcome in decided if outcome is not None]
+    if late:
+        connection.execute(SQL["settle_waiting"], {"outcomes": rows.outcomes_json(late, now), "now": now})
+    return late
+
+
+def drop_results(connection: sqlite3.Connection, now: int, limit: int) -> int:
+    """Return values past their time to live -> (nothing)."""
+    return connection.execute(SQL["drop_results"], {"now": now, "limit": limit}).rowcount
 
 
 def prune(connection: sqlite3.Connection, state: JobState, before: int, limit: int) -> int:
@@ -65,7 +88,8 @@ def prune(connection: sqlite3.Connection, state: JobState, before: int, limit: i
     seqs = connection.execute(SQL["prunable"], {"state": state, "before": before, "limit": limit}).fetchone()[0]
     if seqs == "[]":
         return 0
-    connection.execute(SQL["prune_attempts"], {"seqs": seqs})
+    for statement in ("prune_attempts", "prune_logs", "prune_aliases"):
+        connection.execute(SQL[statement], {"seqs": seqs})
     return connection.execute(SQL["prune_jobs"], {"seqs": seqs}).rowcount
 
 
@@ -84,6 +108,9 @@ def filter_sql(where: JobFilter) -> tuple[str, dict[str, Any]]:
     }
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     conditions = [f"{name} = :{name}" for name in given]
+    if where.tag is not None:
+        conditions.append("tags IS NOT NULL AND :tag IN (SELECT value FROM json_each(tags))")
+        given["tag"] = where.tag
     if where.state is not None:
         # Spelt out: SQLite uses a partial index only for a condition that it can read when it prepares.
         conditions.insert(0, f"state = '{JobState(where.state).value}'")
@@ -102,10 +129,15 @@ def _require(connection: sqlite3.Connection, job_id: str, states: tuple[JobState
 
 
 def _get(connection: sqlite3.Connection, job_id: str) -> Job[Any]:
-    row = connection.execute(f"{SQL['job_columns']} WHERE id = :id", {"id": job_id}).fetchone()
+    row = connection.execute(f"{SQL['job_columns']} {SQL['by_id']}", {"id": job_id}).fetchone()
     if row is None:
         raise JobNotFound(job_id)
     return rows.job_from_row(row)
+
+
+def _why_duplicate(connection: sqlite3.Connection, job_id: str) -> DuplicateJob:
+    holder, key = connection.execute(SQL["rival"], {"id": job_id}).fetchone()
+    return DuplicateJob(holder, key)
 
 
 def _readable(args_json: str) -> Any:

@@ -13,11 +13,12 @@ import logging
 import sqlite3
 import threading
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from durableq.clock import Clock
 from durableq.errors import DurableQError, NotStored, OutcomeUnknown, QueueNotRunning, StorageBusy, StorageUnusable
-from durableq.storage.protocol import WakeUp
 from durableq.storage.sqlite import host, schema
 from durableq.storage.sqlite.checkpoint import Checkpointer
 from durableq.storage.sqlite.connection import (
@@ -45,15 +46,15 @@ from durableq.storage.sqlite.group import (
     without_claims,
 )
 from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, Inbox
-from durableq.storage.sqlite.lookout import LOOK_SECONDS, Lookout
+from durableq.storage.sqlite.lookout import LOOK_SECONDS, Listener, Lookout
 from durableq.storage.sqlite.replies import LoopCalls
 
 logger = logging.getLogger("durableq.storage")
 
 GAP_SECONDS: Final = 0.00025
 """Pause between groups while another process shares the file; it asks for the lock every half millisecond."""
-
-
+GIVE_WAY_SECONDS: Final = 0.05
+"""How long the writer waits at most for those of its own process who want to begin; else they could starve it."""
 CLOSING_SECONDS: Final = 0.25
 
 
@@ -74,6 +75,10 @@ class Writer:
         self._ringer = host.Ringer(location.directory)
         self._runner = GroupRunner(clock.wall)
         self.lookout = Lookout(clock, self._runner, self._ringer, self._calls)
+        self._guests = threading.Condition()
+        self._waiting_guests = 0
+        """Transactions of the application, in this process, that want to begin."""
+        self._is_shared = False
         self._is_connected = False
         self._closing = False
         self._broken: DurableQError | None = None
@@ -110,13 +115,50 @@ class Writer:
         """Bring admitted operations; each reply is answered exactly once."""
         self._inbox.put(operations)
 
-    def listen(self, token: object, loop: asyncio.AbstractEventLoop, wake_up: WakeUp) -> None:
-        """Call ``wake_up`` on ``loop`` whenever a commit may have left work, until `unlisten`."""
-        self.lookout.listen(token, loop, wake_up)
+    def listen(self, token: object, listener: Listener) -> None:
+        """Tell ``listener`` whenever a commit may have left work, until `unlisten`."""
+        self.lookout.listen(token, listener)
         self._inbox.put(())
 
     def unlisten(self, token: object) -> None:
         self.lookout.unlisten(token)
+
+    def watch(self, token: object, loop: asyncio.AbstractEventLoop, look: Callable[[], None]) -> None:
+        """Call ``look`` on ``loop`` whenever a job may be finished, until `unwatch`."""
+        self.lookout.watch(token, loop, look)
+        self._inbox.put(())
+
+    def unwatch(self, token: object) -> None:
+        self.lookout.unwatch(token)
+
+    def look_now(self, *, at_once: bool = False) -> None:
+        """Look for commits of others soon, for one of them has said that there is something."""
+        if self.lookout.look_soon(at_once=at_once):
+            self._inbox.put(())
+
+    def expect_foreign_commit(self, is_open: Callable[[], bool]) -> Callable[[], None]:
+        """Look every few milliseconds for the commit of another connection of this process, while it ``is_open``.
+
+        Returns a nudge: what to call when it has just committed. From now on the writer also leaves a short gap
+        between groups, so that the application's transactions get the lock.
+        """
+        self._is_shared = True
+        self.lookout.expect_foreign_commit(is_open)
+        self.look_now()
+        return partial(self.look_now, at_once=True)
+
+    @contextlib.contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Begin no other group while the block runs, for a moment at most: somebody wants the write lock next."""
+        self._is_shared = True
+        with self._guests:
+            self._waiting_guests += 1
+        try:
+            yield
+        finally:
+            with self._guests:
+                self._waiting_guests -= 1
+                self._guests.notify_all()
 
     @property
     def known_names(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -193,11 +235,17 @@ class Writer:
                 self._calls.flush()
                 if self._is_connected:
                     self._checkpointer.maybe(self._guard.wal_bytes)
-                if self.lookout.others:
+                if self._waiting_guests:
+                    self._give_way()
+                elif self.lookout.others or self._is_shared:
                     time.sleep(GAP_SECONDS)
             elif self._closing and self._inbox.is_empty():
                 return
             self._look()
+
+    def _give_way(self) -> None:
+        with self._guests:
+            self._guests.wait_for(lambda: self._waiting_guests == 0, GIVE_WAY_SECONDS)
 
     def _sleep_seconds(self) -> float | None:
         if self._closing:
@@ -251,6 +299,9 @@ class Writer:
         # Outside of the try: what is committed must never be answered a second time, as a failure.
         self._answer(group, answers)
         self.lookout.announce(effects)
+        if effects.asked_to_cancel:
+            with contextlib.suppress(sqlite3.Error):  # the next look will find them
+                self.lookout.note_cancellations(self._connection)
         self._checkpointer.note(effects.changed_rows, effects.written_bytes)
 
     def _begin(self, group: list[Operation]) -> None:

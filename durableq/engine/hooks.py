@@ -1,0 +1,182 @@
+"""What an application hangs on its jobs: handlers of failures, callbacks, and middleware around every attempt.
+
+Handlers and callbacks run once what they tell of is stored, on the event loop (a ``def`` in a thread), at most once:
+a process that dies in between does not call them. One that raises is logged and harms nothing.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import anyio.to_thread
+
+from durableq.clock import to_datetime
+from durableq.context import CurrentJob
+from durableq.engine.decisions import RemoteFailure
+from durableq.errors import AttemptFailed, ConfigurationError
+from durableq.events import Emitter, JobDied, JobRetried, JobSucceeded
+from durableq.models import Failure, Job, JobError, JobState, Lease
+from durableq.registry import AnyTask, Registry
+
+logger = logging.getLogger("durableq")
+
+E = TypeVar("E", bound=BaseException)
+ExceptionHandler = Callable[[Job[Any], Any], Any]
+Middleware = Callable[[CurrentJob], AsyncIterator[None]]
+
+_LEAVE_SECONDS: Final = 0.2
+"""How long handlers may go on once the queue has stopped."""
+
+
+class Hooks:
+    """Holds what was registered, and calls it. One for each `DurableQ`."""
+
+    def __init__(self, registry: Registry, emitter: Emitter) -> None:
+        self._registry = registry
+        self._emitter = emitter
+        self._handlers: dict[type[BaseException], ExceptionHandler] = {}
+        self._middleware: list[Callable[[CurrentJob], AbstractAsyncContextManager[None]]] = []
+        self._calls: set[asyncio.Task[None]] = set()
+        self._hears_successes = False
+        emitter.subscribe(JobRetried, self._retried)
+        emitter.subscribe(JobDied, self._died)
+
+    # -- registering ---------------------------------------------------------------------------------------
+
+    def handle(self, kind: type[E], handler: ExceptionHandler) -> None:
+        """Call ``handler(job, error)`` when an attempt fails by this exception type, and when a job dies by it."""
+        if not _is_exception_type(kind):
+            raise ConfigurationError(
+                f"expected an exception type, as in @dq.exception_handler(ValueError), got {kind!r}"
+            )
+        if kind in self._handlers:
+            raise ConfigurationError(f"{kind.__qualname__} already has a handler, {self._handlers[kind]!r}")
+        self._handlers[kind] = handler
+
+    def wrap(self, middleware: Middleware) -> None:
+        """Run ``middleware`` around every attempt; the first one registered stands outermost."""
+        if not inspect.isasyncgenfunction(middleware):
+            raise ConfigurationError(
+                "expected middleware to be an async generator function: 'async def timed(job): ...; yield; ...', "
+                f"got {middleware!r}"
+            )
+        self._middleware.append(asynccontextmanager(middleware))
+
+    def expect_successes(self) -> None:
+        """Listen to successes too, now that some task has an ``on_success``: they are too many to hear in vain."""
+        if not self._hears_successes:
+            self._hears_successes = True
+            self._emitter.subscribe(JobSucceeded, self._succeeded)
+
+    # -- around an attempt ---------------------------------------------------------------------------------
+
+    @property
+    def has_middleware(self) -> bool:
+        return bool(self._middleware)
+
+    async def around(self, job: CurrentJob, run: Callable[[], Awaitable[Any]]) -> Any:
+        """Run an attempt inside all middleware. One that swallows the attempt's exception does not hide it."""
+        failure: BaseException | None = None
+        value: Any = None
+        async with AsyncExitStack() as stack:
+            for middleware in self._middleware:
+                await stack.enter_async_context(middleware(job))
+            try:
+                value = await run()
+            except BaseException as error:
+                failure = error
+                raise
+        if failure is not None:
+            raise failure
+        return value
+
+    # -- afterwards ----------------------------------------------------------------------------------------
+
+    def _retried(self, event: JobRetried) -> None:
+        state = JobState.QUEUED if event.run_at is None else JobState.SCHEDULED
+        self._failed(event.lease, event.failure, event.error, state, event.run_at, "on_retry")
+
+    def _died(self, event: JobDied) -> None:
+        self._failed(event.lease, event.failure, event.error, JobState.DEAD, None, "on_dead")
+
+    def _failed(
+        self,
+        lease: Lease,
+        failure: Failure,
+        error: BaseException | None,
+        state: JobState,
+        run_at: int | None,
+        callback_name: str,
+    ) -> None:
+        error = error or AttemptFailed(f"{failure.type}: {failure.message}")
+        handler = self._handler_for(error)
+        task = self._registry.find(lease.task)
+        callback = None if task is None else getattr(task.settings, callback_name)
+        if handler is None and callback is None:
+            return
+        job = _job_after(lease, state, failure, run_at)
+        for function in (handler, callback):
+            if function is not None:
+                self._call_soon(function, job, error)
+
+    def _succeeded(self, event: JobSucceeded) -> None:
+        task: AnyTask | None = self._registry.find(event.lease.task)
+        if task is not None and task.settings.on_success is not None:
+            self._call_soon(task.settings.on_success, _job_after(event.lease, JobState.SUCCEEDED, None, None))
+
+    def _handler_for(self, error: BaseException) -> ExceptionHandler | None:
+        if not self._handlers:
+            return None
+        if isinstance(error, RemoteFailure):
+            by_name = {f"{kind.__module__}.{kind.__qualname__}": handler for kind, handler in self._handlers.items()}
+            return next((by_name[kind] for kind in error.kinds if kind in by_name), None)
+        return next((self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers), None)
+
+    def _call_soon(self, function: Callable[..., Any], *args: Any) -> None:
+        call = asyncio.get_running_loop().create_task(_call(function, *args), name="durableq-handler")
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    async def finish(self) -> None:
+        """Wait a moment for handlers that still run, then cancel them."""
+        if self._calls:
+            _, late = await asyncio.wait(self._calls, timeout=_LEAVE_SECONDS)
+            for call in late:
+                call.cancel()
+
+
+def _is_exception_type(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
+
+
+async def _call(function: Callable[..., Any], *args: Any) -> None:
+    try:
+        if inspect.iscoroutinefunction(function):
+            await function(*args)
+        else:
+            result = await anyio.to_thread.run_sync(function, *args)
+            if inspect.isawaitable(result):
+                await result
+    except Exception:
+        logger.exception("a handler of job %s raised: %r", getattr(args[0], "id", "?"), function)
+
+
+def _job_after(lease: Lease, state: JobState, failure: Failure | None, run_at: int | None) -> Job[Any]:
+    """The job as it was stored with the outcome of this attempt."""
+    return Job(
+        id=lease.id,
+        task=lease.task,
+        queue=lease.queue,
+        priority=lease.priority,
+        state=state,
+        args_json=lease.args_json,
+        max_attempts=lease.max_attempts,
+        created_at=to_datetime(lease.created_at),
+        run_at=to_datetime(lease.created_at if run_at is None else run_at),
+        attempt=lease.attempt,
+        crashes=lease.crashes,
+        error=None if failure is None else JobError(failure.type, failure.message),
+    )

@@ -1,0 +1,172 @@
+"""One attempt while it runs: what the executor knows of it, and what the task sees by ``current_job()``."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from durableq.clock import Clock
+from durableq.codec import encode_result
+from durableq.engine.decisions import storable
+from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES, Notebook
+from durableq.engine.runners import Slots
+from durableq.jobs import JobMaker
+from durableq.models import Job, Lease, Progress
+from durableq.registry import AnyTask
+
+Complete = Callable[[Any, Lease, str | None, Sequence[Job[Any]]], Awaitable[None]]
+"""(transaction of the application, lease, result, follow-up jobs): settle the lease in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What all attempts of a worker share."""
+
+    clock: Clock
+    maker: JobMaker
+    notebook: Notebook
+    complete: Complete
+    max_result_bytes: int
+
+
+class RunningJob:
+    """Implements `durableq.context.CurrentJob`. Made for every start, so it computes nothing before it is asked."""
+
+    __slots__ = (
+        "_headers",
+        "_lines",
+        "_services",
+        "_settings",
+        "asyncio_task",
+        "cancel_asked",
+        "completes_itself",
+        "definition",
+        "follow_ups",
+        "given_up",
+        "has_begun",
+        "lease",
+        "slots",
+        "timed_out",
+    )
+
+    def __init__(self, lease: Lease, definition: AnyTask, slots: Slots, services: Services) -> None:
+        self.lease = lease
+        self.definition = definition
+        self.slots = slots
+        self._services = services
+        self.has_begun = False
+        self.given_up = False
+        """We cancelled it ourselves; what it still does has no outcome."""
+        self.cancel_asked = False
+        """Somebody wants the job's end."""
+        self.timed_out: float | None = None
+        """Its limit in seconds, once that is over."""
+        self.completes_itself = False
+        """It has written its success in a transaction of its own."""
+        self.asyncio_task: asyncio.Task[None] | None = None
+        self.follow_ups: list[Job[Any]] = []
+        self._settings: dict[str, Any] | None = None
+        self._headers: MutableMapping[str, str] | None = None
+        self._lines = 0
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the row says beside the columns; see `JobExtras`."""
+        if self._settings is None:
+            self._settings = {} if self.lease.settings is None else from_json(self.lease.settings)
+        return self._settings
+
+    # -- what the task sees --------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        return self.lease.id
+
+    @property
+    def task(self) -> str:
+        return self.lease.task
+
+    @property
+    def queue(self) -> str:
+        return self.lease.queue
+
+    @property
+    def attempt(self) -> int:
+        return self.lease.attempt
+
+    @property
+    def max_attempts(self) -> int:
+        return self.lease.max_attempts
+
+    @property
+    def args(self) -> Mapping[str, Any]:
+        decoded: dict[str, Any] = json.loads(self.lease.args_json)
+        return decoded
+
+    @property
+    def idempotency_key(self) -> str:
+        return self.lease.id
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return () if self.lease.tags is None else tuple(from_json(self.lease.tags))
+
+    @property
+    def headers(self) -> MutableMapping[str, str]:
+        if self._headers is None:
+            self._headers = dict(self.settings.get("headers", {}))
+        return self._headers
+
+    @property
+    def cancelled(self) -> bool:
+        return self.cancel_asked or self.given_up or self.timed_out is not None
+
+    def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        text = None if message is None else storable(str(message)[:LINE_CHARACTERS])
+        latest = Progress(float(done), None if total is None else float(total), text)
+        self._services.notebook.progress(self.lease.key, latest)
+
+    def log(self, message: str) -> None:
+        self._lines += 1
+        if self._lines > LOG_LINES:
+            return
+        text = str(message)[:LINE_CHARACTERS] if self._lines < LOG_LINES else f"{LOG_LINES:,} lines; no more is kept"
+        self._services.notebook.log(self.lease.key, self._lines, self._services.clock.wall(), storable(text))
+
+    def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
+        job = self._services.maker.new(fn, args, kwargs, headers=self._inherited())
+        self.follow_ups.append(job)
+        return job
+
+    async def complete_within(self, transaction: Any, *, result: Any = None) -> None:
+        result_json, _ = encode_result(result, self._services.max_result_bytes)
+        await self._services.complete(transaction, self.lease, result_json, tuple(self.follow_ups))
+        self.completes_itself = True
+
+    # -- for the process runner ----------------------------------------------------------------------------
+
+    def add_job(self, job: Job[Any]) -> None:
+        """Take in a follow-up job that was made in a child process."""
+        self.follow_ups.append(job)
+
+    def facts(self) -> dict[str, Any]:
+        """What a child process is told of the job."""
+        return {
+            "id": self.id,
+            "task": self.task,
+            "queue": self.queue,
+            "attempt": self.attempt,
+            "max_attempts": self.max_attempts,
+            "idempotency_key": self.idempotency_key,
+            "tags": list(self.tags),
+            "headers": dict(self.headers),
+        }
+
+    def _inherited(self) -> Mapping[str, str] | None:
+        """The headers for follow-up jobs, without parsing anything for the many jobs that have none."""
+        if self._headers is None and self.lease.settings is None:
+            return None
+        return self.headers
