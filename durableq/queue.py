@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from durableq import outbox
-from durableq.clock import Clock, SystemClock
+from durableq.clock import Clock, SystemClock, from_datetime
 from durableq.context import AsyncTaskClass, TaskClass
 from durableq.engine.hooks import ExceptionHandler, Hooks, Middleware
 from durableq.errors import (
@@ -394,7 +394,7 @@ class DurableQ:
         if job.state is not JobState.SUCCEEDED:
             raise await self._failure_of(job)
         task = self._registry.find(job.task)
-        if job.result_json is None and job.extras.result_ttl == 0:
+        if job.result_json is None and self._was_dropped(job):
             raise ResultUnavailable(f"the result of job {job.id} was not kept, or is no longer (result_ttl)")
         return job.result if task is None else task.results.decode(job.result_json)
 
@@ -526,6 +526,12 @@ class DurableQ:
         """Those of the FastAPI application whose lifespan started the queue."""
         found: Mapping[Callable[..., Any], Callable[..., Any]] = getattr(self._app, "dependency_overrides", {})
         return found
+
+    def _was_dropped(self, job: Job[Any]) -> bool:
+        ttl = job.extras.result_ttl
+        if ttl is None or job.finished_at is None:
+            return False
+        return from_datetime(job.finished_at) + ttl <= self._clock.wall()
 
     async def _failure_of(self, job: Job[Any]) -> JobFailed:
         attempts = await self.attempts(job)

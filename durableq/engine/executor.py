@@ -202,10 +202,8 @@ class Executor:
         """Run user code, under BaseException: even SystemExit ends only the attempt."""
         try:
             if self._hooks.has_middleware:
-                return Succeeded(
-                    await self._hooks.around(running, partial(self._result, running)), _follow_ups(running)
-                )
-            return Succeeded(await self._result(running), _follow_ups(running))
+                return Succeeded(await self._hooks.around(running, partial(self._result, running)), running.follow_ups)
+            return Succeeded(await self._result(running), running.follow_ups)
         except _Unfit as error:
             return _dead("durableq.InvalidArguments", f"{error.__cause__}; edit the arguments and retry")
         except BaseException as error:
@@ -225,12 +223,12 @@ class Executor:
         else:
             async with task.injection.resolve(self._overrides()) as injected:
                 value = await self._runners[task.runner].run(task.function, args, kwargs | injected)
-        if value is None or running.settings.get("keeps_result") is False:
+        if value is None or running.settings.get("result_ttl") == 0:
             return None
         return self._kept(running, *encode_result(value, self._services.max_result_bytes))
 
     def _kept(self, running: RunningJob, result_json: str | None, not_kept: str | None) -> str | None:
-        if running.settings.get("keeps_result") is False:
+        if running.settings.get("result_ttl") == 0:
             return None
         if not_kept is not None:
             self._emitter.emit(ResultNotStored(running.lease, not_kept))
@@ -334,10 +332,6 @@ class Executor:
 
 class _Unfit(Exception):
     """The stored arguments do not fit the task; its cause says why."""
-
-
-def _follow_ups(running: RunningJob) -> tuple[Any, ...]:
-    return tuple(running.follow_ups) if running.follow_ups else ()
 
 
 def _cancel(running: RunningJob, why: str | None = None) -> None:

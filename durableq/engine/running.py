@@ -35,42 +35,27 @@ class Services:
 class RunningJob:
     """Implements `durableq.context.CurrentJob`. Made for every start, so it computes nothing before it is asked."""
 
-    __slots__ = (
-        "_headers",
-        "_lines",
-        "_services",
-        "_settings",
-        "asyncio_task",
-        "cancel_asked",
-        "completes_itself",
-        "definition",
-        "follow_ups",
-        "given_up",
-        "has_begun",
-        "lease",
-        "slots",
-        "timed_out",
-    )
+    # Defaults stand on the class: of most jobs nothing ever changes them.
+    has_begun = False
+    given_up = False
+    """We cancelled it ourselves; what it still does has no outcome."""
+    cancel_asked = False
+    """Somebody wants the job's end."""
+    timed_out: float | None = None
+    """Its limit in seconds, once that is over."""
+    completes_itself = False
+    """It has written its success in a transaction of its own."""
+    asyncio_task: asyncio.Task[None] | None = None
+    follow_ups: tuple[Job[Any], ...] = ()
+    _settings: dict[str, Any] | None = None
+    _headers: MutableMapping[str, str] | None = None
+    _lines = 0
 
     def __init__(self, lease: Lease, definition: AnyTask, slots: Slots, services: Services) -> None:
         self.lease = lease
         self.definition = definition
         self.slots = slots
         self._services = services
-        self.has_begun = False
-        self.given_up = False
-        """We cancelled it ourselves; what it still does has no outcome."""
-        self.cancel_asked = False
-        """Somebody wants the job's end."""
-        self.timed_out: float | None = None
-        """Its limit in seconds, once that is over."""
-        self.completes_itself = False
-        """It has written its success in a transaction of its own."""
-        self.asyncio_task: asyncio.Task[None] | None = None
-        self.follow_ups: list[Job[Any]] = []
-        self._settings: dict[str, Any] | None = None
-        self._headers: MutableMapping[str, str] | None = None
-        self._lines = 0
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -138,19 +123,19 @@ class RunningJob:
 
     def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         job = self._services.maker.new(fn, args, kwargs, headers=self._inherited())
-        self.follow_ups.append(job)
+        self.follow_ups = (*self.follow_ups, job)
         return job
 
     async def complete_within(self, transaction: Any, *, result: Any = None) -> None:
         result_json, _ = encode_result(result, self._services.max_result_bytes)
-        await self._services.complete(transaction, self.lease, result_json, tuple(self.follow_ups))
+        await self._services.complete(transaction, self.lease, result_json, self.follow_ups)
         self.completes_itself = True
 
     # -- for the process runner ----------------------------------------------------------------------------
 
     def add_job(self, job: Job[Any]) -> None:
         """Take in a follow-up job that was made in a child process."""
-        self.follow_ups.append(job)
+        self.follow_ups = (*self.follow_ups, job)
 
     def facts(self) -> dict[str, Any]:
         """What a child process is told of the job."""

@@ -47,7 +47,7 @@ def start_process() -> tuple[subprocess.Popen[bytes], socket.socket, int]:
 
 def _command(fds: Sequence[int]) -> list[str]:
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # what multiprocessing does
-    return [sys.executable, *flags, "-P", "-c", _START, *map(str, fds), *map(str, sys.path)]
+    return [sys.executable, *flags, "-c", _START, *map(str, fds), *map(str, sys.path)]
 
 
 _lifelines: Final[set[int]] = set()

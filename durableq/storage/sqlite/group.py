@@ -17,6 +17,7 @@ from durableq.models import Job, JobState
 from durableq.storage.protocol import Conflicts
 from durableq.storage.sqlite.insertion import Batch, batch_of, carry_out, insertion, joined
 from durableq.storage.sqlite.replies import LoopCalls, NoReply, Reply
+from durableq.storage.sqlite.settling import Settlement, settle
 from durableq.storage.sqlite.statements import SQL, choose_statement
 
 HEAVY: Final = 5_000
@@ -96,11 +97,7 @@ class Exchange(_Operation):
 
     reply: Reply
     worker_id: int
-    outcomes: str
-    """A JSON array of what to settle."""
-    outcome_count: int
-    attempts: str | None
-    """A JSON array of the failures among them."""
+    settlement: Settlement
     first_due: int | None
     has_queued: bool
     has_final: bool = False
@@ -123,11 +120,11 @@ class Exchange(_Operation):
 
     @property
     def weight(self) -> int:
-        return self.outcome_count + sum(limit for _, limit in self.lanes)
+        return self.settlement.count + sum(limit for _, limit in self.lanes)
 
     @property
     def size(self) -> int:
-        return len(self.outcomes) + len(self.logs or "") + 400
+        return self.settlement.size + len(self.logs or "") + 400
 
 
 @dataclass(slots=True, kw_only=True)
@@ -323,11 +320,11 @@ class GroupRunner:
     ) -> tuple[list[int], str]:
         self._take_notes(connection, operation)
         careful = careful or bool(operation.follow_ups)
-        lost = self._settle(connection, operation, effects, careful=careful) if operation.outcome_count else []
+        lost = self._settle(connection, operation, effects, careful=careful) if operation.settlement.count else []
         effects.made_work |= operation.has_queued
         effects.finished |= operation.has_final
         effects.due(operation.first_due)
-        effects.written_bytes += len(operation.outcomes) + len(operation.attempts or "")
+        effects.written_bytes += operation.settlement.size
         return lost, (self._claim(connection, operation) if operation.claims else "[]")
 
     def _take_notes(self, connection: sqlite3.Connection, operation: Exchange) -> None:
@@ -343,18 +340,16 @@ class GroupRunner:
         """Write outcomes; return the ``seq`` of those whose lease no longer held."""
         lost: list[int] = []
         if careful:
-            text = connection.execute(SQL["lost_leases"], {"outcomes": operation.outcomes}).fetchone()[0]
+            text = connection.execute(SQL["lost_leases"], {"outcomes": operation.settlement.outcomes}).fetchone()[0]
             lost = json.loads(text)
         now = self._wall()
+        settled = settle(connection, operation.settlement, now)
+        if settled + len(lost) != operation.settlement.count:
+            raise Irregular("some leases no longer hold" if not careful else "the settle count does not add up")
         follow_ups = [job for seq, jobs in operation.follow_ups if seq not in lost for job in jobs]
-        if follow_ups:  # what is there already stands: the code that could mind has ended
+        if follow_ups:  # after the settle, which gives unique keys back. What is there stands: nobody is left to mind
             addition = make_insert([Addition(follow_ups, NoReply())], operation.schema_of)
             self._insert(connection, [addition], effects, refuses=False)
-        if operation.attempts is not None:
-            connection.execute(SQL["insert_attempts"], {"attempts": operation.attempts, "now": now})
-        settled = connection.execute(SQL["settle"], {"outcomes": operation.outcomes, "now": now}).rowcount
-        if settled + len(lost) != operation.outcome_count:
-            raise Irregular("some leases no longer hold" if not careful else "the settle count does not add up")
         return lost
 
     def _claim(self, connection: sqlite3.Connection, operation: Exchange) -> str:
@@ -368,9 +363,11 @@ class GroupRunner:
             values[f"tasks_{lane}"] = tasks
             values[f"limit_{lane}"] = limit
         choose = choose_statement(len(operation.lanes), operation.suspect_tasks is not None)
-        seqs, leases = connection.execute(choose, values).fetchone()
+        seqs, leases, with_settings = connection.execute(choose, values).fetchone()
         if seqs != "[]":
             connection.execute(SQL["take"], {"seqs": seqs, "worker_id": operation.worker_id, "now": self._wall()})
+        if with_settings:
+            connection.execute(SQL["note_start"], {"seqs": seqs})
         return str(leases)
 
 

@@ -29,6 +29,10 @@ class Claim:
     job: Job[Any]
 
     @property
+    def key(self) -> str:
+        return "" if self.job.extras.unique is None else self.job.extras.unique.key
+
+    @property
     def on_conflict(self) -> OnConflict:
         return "return" if self.job.extras.unique is None else self.job.extras.unique.on_conflict
 
@@ -69,39 +73,40 @@ def insertion(plain: str, special: str, claims: Sequence[Claim], *, refuses: boo
         yield SQL["insert_special_jobs"], {"jobs": special}
     if not claims:
         return {}
-    by_id = {claim.job.id: claim for claim in claims}
-    conflicts = yield from _unique_conflicts(by_id, refuses)
-    repeated = yield from _repeated(by_id, refuses)
+    conflicts = yield from _unique_conflicts(claims, refuses)
+    repeated = yield from _repeated(claims, refuses)
     return conflicts | repeated
 
 
-def _unique_conflicts(claims: Mapping[str, Claim], refuses: bool) -> Plan[Conflicts]:
-    wanted = [(job_id, one.job.extras.unique.key) for job_id, one in claims.items() if one.job.extras.unique]
+def _unique_conflicts(claims: Sequence[Claim], refuses: bool) -> Plan[Conflicts]:
+    wanted = {one.job.id: one for one in claims if one.job.extras.unique is not None}
     if not wanted:
         return {}
-    found = yield SQL["unique_conflicts"], {"claims": json.dumps(wanted)}
+    keys = [(job_id, one.key) for job_id, one in wanted.items()]
+    found = yield SQL["unique_conflicts"], {"claims": json.dumps(keys)}
     conflicts: Conflicts = dict(json.loads(found[0][0]))
     if not conflicts:
         return {}
     for job_id, holder in conflicts.items():
-        unique = claims[job_id].job.extras.unique
-        if refuses and unique is not None and unique.on_conflict == "raise":
-            raise DuplicateJob(holder, unique.key)
-    replacements = [
-        (holder, rows.special_row(claims[job_id].job))
-        for job_id, holder in conflicts.items()
-        if claims[job_id].on_conflict == "replace"
-    ]
+        if refuses and wanted[job_id].on_conflict == "raise":
+            raise DuplicateJob(holder, wanted[job_id].key)
+    # By holder, in the order of adding: of several that replace the same job, the last one counts.
+    replacements = {
+        conflicts[job_id]: rows.special_row(one.job)
+        for job_id, one in wanted.items()
+        if job_id in conflicts and one.on_conflict == "replace"
+    }
     if replacements:
-        yield SQL["replace_jobs"], {"replacements": to_json(replacements).decode()}
+        yield SQL["replace_jobs"], {"replacements": to_json(list(replacements.items())).decode()}
     yield SQL["insert_aliases"], {"aliases": json.dumps(list(conflicts.items()))}
     return conflicts
 
 
-def _repeated(claims: Mapping[str, Claim], refuses: bool) -> Plan[Conflicts]:
+def _repeated(claims: Sequence[Claim], refuses: bool) -> Plan[Conflicts]:
+    """Look at every single one: jobs of one key have one id, but they need not have the same arguments."""
     keyed = [
-        (job_id, one.job.args_json, from_datetime(one.job.created_at))
-        for job_id, one in claims.items()
+        (one.job.id, one.job.args_json, from_datetime(one.job.created_at))
+        for one in claims
         if one.job.extras.is_idempotent
     ]
     if not keyed:

@@ -14,7 +14,7 @@ from durableq.clock import SECOND, Clock
 from durableq.errors import StorageUnusable
 from durableq.models import Lease, LeaseKey, Outcome, Reaped, Released
 from durableq.storage.protocol import Decide
-from durableq.storage.sqlite import host, rows
+from durableq.storage.sqlite import host, rows, settling
 from durableq.storage.sqlite.statements import SQL
 
 PROCESS_DIED: Final = "the worker's process died"
@@ -174,9 +174,5 @@ class Liveness:
 
 def settle(connection: sqlite3.Connection, settled: list[tuple[Lease, Outcome]], now: int) -> None:
     """Write outcomes from inside another transaction, fenced as always."""
-    if not settled:
-        return
-    attempts = rows.attempts_json(settled)
-    if attempts is not None:
-        connection.execute(SQL["insert_attempts"], {"attempts": attempts, "now": now})
-    connection.execute(SQL["settle"], {"outcomes": rows.outcomes_json(settled, now), "now": now})
+    if settled:
+        settling.settle(connection, settling.settlement_of(settled, now), now)

@@ -42,11 +42,12 @@ WHERE holder.id <> json_extract(value, '$[0]')
     AND NOT EXISTS (SELECT 1 FROM durableq_jobs WHERE id = json_extract(value, '$[0]'));
 
 -- name: repeated_jobs
--- Of jobs with an idempotency key, those that were there before: [id, whether for the same arguments].
+-- Of jobs with an idempotency key, those that were there before: [id, whether for the same arguments]. Two may be
+-- made in the same microsecond; then other arguments tell them apart. Index: unique id.
 SELECT json_group_array(json_array(stored.id, stored.args = json_extract(value, '$[1]')))
 FROM json_each(:keyed)
 JOIN durableq_jobs AS stored ON stored.id = json_extract(value, '$[0]')
-WHERE stored.created_at <> json_extract(value, '$[2]');
+WHERE stored.created_at <> json_extract(value, '$[2]') OR stored.args <> json_extract(value, '$[1]');
 
 -- name: insert_aliases
 INSERT INTO durableq_aliases (id, seq)
@@ -104,7 +105,7 @@ SELECT min(run_at) FROM durableq_jobs WHERE state = 'scheduled';
 SELECT * FROM (
     SELECT seq, lease_no + 1 AS lease_no, id, task, queue, args, checksum, attempt + 1 AS attempt,
         max_attempts, crashes, created_at, priority,
-        CASE WHEN started_at IS NULL THEN expires_at END AS expires_at, deadline_at, tags, settings
+        expires_at, deadline_at, tags, settings
     FROM durableq_jobs
     WHERE state = 'queued' AND crashes = 0
         AND queue IN (SELECT value FROM json_each(:queues))
@@ -118,7 +119,7 @@ SELECT * FROM (
 SELECT * FROM (
     SELECT seq, lease_no + 1 AS lease_no, id, task, queue, args, checksum, attempt + 1 AS attempt,
         max_attempts, crashes, created_at, priority,
-        CASE WHEN started_at IS NULL THEN expires_at END AS expires_at, deadline_at, tags, settings
+        expires_at, deadline_at, tags, settings
     FROM durableq_jobs
     WHERE state = 'queued' AND crashes > 0
         AND queue IN (SELECT value FROM json_each(:queues))
@@ -130,9 +131,14 @@ SELECT * FROM (
 -- name: take
 -- queued -> running, in the transaction of the choice. Index: primary key.
 UPDATE durableq_jobs SET
-    state = 'running', attempt = attempt + 1, lease_no = lease_no + 1, worker_id = :worker_id, started_at = :now,
-    unique_key = CASE WHEN unique_covers & 1 THEN unique_key END
+    state = 'running', attempt = attempt + 1, lease_no = lease_no + 1, worker_id = :worker_id, started_at = :now
 WHERE seq IN (SELECT value FROM json_each(:seqs)) AND state = 'queued';
+
+-- name: note_start
+-- What a start means for jobs with limits or unique keys: they cannot expire any more. Index: primary key.
+UPDATE durableq_jobs SET
+    expires_at = NULL, unique_key = CASE WHEN unique_covers & 1 THEN unique_key END
+WHERE seq IN (SELECT value FROM json_each(:seqs)) AND settings IS NOT NULL;
 
 -- name: insert_attempts
 -- History of the tries that failed, fenced like the settle that follows. Index: primary key.
@@ -149,23 +155,14 @@ WHERE true
 ON CONFLICT DO NOTHING;
 
 -- name: settle
--- running -> succeeded | queued | scheduled | dead | cancelled, for leases that still hold. What somebody asked to
--- cancel does not go back to waiting. Index: primary key.
+-- running -> succeeded | queued | scheduled | dead | cancelled, for leases that still hold. Index: primary key.
 UPDATE durableq_jobs SET
-    state = CASE
-        WHEN cancel_requested_at IS NOT NULL AND outcome.finished_at IS NULL THEN 'cancelled' ELSE outcome.state
-    END,
+    state = outcome.state,
     attempt = attempt - outcome.handed_back,
     crashes = crashes + outcome.crashed,
     worker_id = NULL,
     run_at = coalesce(outcome.run_at, durableq_jobs.run_at),
-    finished_at = CASE
-        WHEN cancel_requested_at IS NOT NULL THEN coalesce(outcome.finished_at, :now) ELSE outcome.finished_at
-    END,
-    unique_key = CASE
-        WHEN unique_covers IS NULL OR (outcome.finished_at IS NULL AND cancel_requested_at IS NULL) THEN unique_key
-        WHEN unique_covers & CASE outcome.state WHEN 'succeeded' THEN 2 WHEN 'dead' THEN 4 ELSE 8 END THEN unique_key
-    END,
+    finished_at = outcome.finished_at,
     result = outcome.result,
     error_type = CASE WHEN outcome.handed_back THEN durableq_jobs.error_type ELSE outcome.error_type END,
     error_message = CASE WHEN outcome.handed_back THEN durableq_jobs.error_message ELSE outcome.error_message END
@@ -182,6 +179,22 @@ WHERE durableq_jobs.seq = outcome.seq
     AND durableq_jobs.lease_no = outcome.lease_no
     AND durableq_jobs.state = 'running';
 
+-- name: cancel_as_asked
+-- queued | scheduled -> cancelled, for what was asked to end while it ran: it does not go back to waiting.
+UPDATE durableq_jobs SET state = 'cancelled', finished_at = :now
+WHERE seq IN (SELECT value FROM json_each(:seqs)) AND cancel_requested_at IS NOT NULL
+    AND state IN ('queued', 'scheduled');
+
+-- name: note_end
+-- What the end means for jobs with limits, unique keys or results to be dropped. Index: primary key.
+UPDATE durableq_jobs SET
+    expires_at = NULL, deadline_at = NULL, cancel_requested_at = NULL,
+    result_expires_at = CASE WHEN result IS NOT NULL THEN finished_at + result_ttl END,
+    unique_key = CASE
+        WHEN unique_covers & CASE state WHEN 'succeeded' THEN 2 WHEN 'dead' THEN 4 ELSE 8 END THEN unique_key
+    END
+WHERE seq IN (SELECT value FROM json_each(:seqs)) AND finished_at IS NOT NULL;
+
 -- name: lost_leases
 -- Those of the given leases that no longer hold. Index: primary key.
 SELECT json_group_array(json_extract(value, '$[0]'))
@@ -192,10 +205,10 @@ WHERE NOT EXISTS (
 );
 
 -- name: settle_waiting
--- blocked | scheduled | queued -> dead | cancelled, for what nobody started or finished in time. Index: primary key.
+-- blocked | scheduled | queued -> dead | cancelled, for what nobody started or finished in time; `note_end` follows.
+-- Index: primary key.
 UPDATE durableq_jobs SET
-    state = outcome.state, finished_at = :now, error_type = outcome.error_type, error_message = outcome.error_message,
-    unique_key = CASE WHEN unique_covers & CASE outcome.state WHEN 'dead' THEN 4 ELSE 8 END THEN unique_key END
+    state = outcome.state, finished_at = :now, error_type = outcome.error_type, error_message = outcome.error_message
 FROM (
     SELECT
         json_extract(value, '$[0]') AS seq, json_extract(value, '$[2]') AS state,
@@ -205,16 +218,24 @@ FROM (
 WHERE durableq_jobs.seq = outcome.seq AND durableq_jobs.state IN ('blocked', 'scheduled', 'queued');
 
 -- name: overdue
--- What waits though its time to start, or to finish, is over. Index: expiring, deadline.
+-- What waits though its time to start, or to finish, is over. Index: expiring, deadline. (Each limited by itself, so
+-- that a hundred thousand of them cost no more than a few.)
 SELECT seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at, priority,
     CASE WHEN started_at IS NULL THEN expires_at END, deadline_at, tags, settings
 FROM durableq_jobs WHERE seq IN (
-    SELECT seq FROM durableq_jobs
-    WHERE expires_at <= :now AND started_at IS NULL AND finished_at IS NULL
+    SELECT * FROM (
+        SELECT seq FROM durableq_jobs
+        WHERE expires_at <= :now AND started_at IS NULL AND finished_at IS NULL
+            AND state IN ('blocked', 'scheduled', 'queued')
+        LIMIT :limit
+    )
     UNION
-    SELECT seq FROM durableq_jobs
-    WHERE deadline_at <= :now AND finished_at IS NULL
-) AND state IN ('blocked', 'scheduled', 'queued') LIMIT :limit;
+    SELECT * FROM (
+        SELECT seq FROM durableq_jobs
+        WHERE deadline_at <= :now AND finished_at IS NULL AND state IN ('blocked', 'scheduled', 'queued')
+        LIMIT :limit
+    )
+) LIMIT :limit;
 
 -- name: write_progress
 -- The latest word of running jobs, for leases that still hold. Index: primary key.
@@ -247,9 +268,13 @@ WHERE cancel_requested_at IS NOT NULL AND state = 'running';
 SELECT state FROM durableq_jobs WHERE seq = :seq AND lease_no = :lease_no;
 
 -- name: finished_among
--- Of some ids, those whose job is finished, or gone. Index: unique id.
+-- Of some ids, those whose job is finished, or gone. Index: unique id, primary key.
 SELECT value FROM json_each(:ids)
-WHERE NOT EXISTS (SELECT 1 FROM durableq_jobs WHERE id = value AND finished_at IS NULL);
+WHERE NOT EXISTS (
+    SELECT 1 FROM durableq_jobs WHERE finished_at IS NULL AND seq = coalesce(
+        (SELECT seq FROM durableq_jobs WHERE id = value), (SELECT seq FROM durableq_aliases WHERE id = value)
+    )
+);
 
 -- name: register_worker
 INSERT INTO durableq_workers (pid, boot_id, expires_at, started_at) VALUES (:pid, :boot_id, :expires_at, :now);
@@ -278,7 +303,7 @@ WHERE state = 'running' AND worker_id NOT IN (SELECT id FROM durableq_workers);
 -- dead | cancelled -> queued, as new, with its history kept, and fresh deadlines. It claims its unique key again.
 UPDATE durableq_jobs SET
     state = 'queued', attempt = 0, crashes = 0, run_at = :now, started_at = NULL, finished_at = NULL, result = NULL,
-    error_type = NULL, error_message = NULL, progress = NULL, cancel_requested_at = NULL,
+    error_type = NULL, error_message = NULL, progress = NULL, cancel_requested_at = NULL, result_expires_at = NULL,
     expires_at = :now + json_extract(settings, '$.expires'),
     deadline_at = :now + json_extract(settings, '$.deadline'),
     unique_key = coalesce(unique_key, json_extract(settings, '$.unique')),
@@ -291,16 +316,25 @@ SELECT holder.id, holder.unique_key FROM durableq_jobs AS job
 JOIN durableq_jobs AS holder ON holder.unique_key = json_extract(job.settings, '$.unique')
 WHERE job.id = :id;
 
+-- name: retryable
+-- Dead letters that may be queued again: no other job holds the unique key that they would claim. Index: failed, unique.
+SELECT id FROM durableq_jobs AS job
+WHERE state = 'dead' AND NOT EXISTS (
+    SELECT 1 FROM durableq_jobs AS holder
+    WHERE holder.unique_key = json_extract(job.settings, '$.unique') AND holder.seq <> job.seq
+)
+
 -- name: run_now
 -- scheduled -> queued, ahead of its time.
 UPDATE durableq_jobs SET state = 'queued', run_at = :now WHERE id = :id;
 
 -- name: cancel_job
--- blocked | scheduled | queued -> cancelled.
-UPDATE durableq_jobs SET
-    state = 'cancelled', finished_at = :now,
-    unique_key = CASE WHEN unique_covers & 8 THEN unique_key END
-WHERE id = :id;
+-- blocked | scheduled | queued -> cancelled; `note_end` follows.
+UPDATE durableq_jobs SET state = 'cancelled', finished_at = :now WHERE id = :id;
+
+-- name: forget_requests
+-- Of jobs that have ended otherwise. Index: cancelling.
+UPDATE durableq_jobs SET cancel_requested_at = NULL WHERE cancel_requested_at IS NOT NULL AND state <> 'running';
 
 -- name: request_cancel
 -- A running job shall end; its worker is told, and whatever comes of it does not go back to waiting.
@@ -337,9 +371,8 @@ DELETE FROM durableq_aliases WHERE seq IN (SELECT value FROM json_each(:seqs));
 
 -- name: drop_results
 -- Return values past their time to live. Index: result.
-UPDATE durableq_jobs SET result = NULL, result_ttl = 0 WHERE seq IN (
-    SELECT seq FROM durableq_jobs
-    WHERE result_ttl IS NOT NULL AND result IS NOT NULL AND finished_at + result_ttl <= :now LIMIT :limit
+UPDATE durableq_jobs SET result = NULL, result_expires_at = NULL WHERE seq IN (
+    SELECT seq FROM durableq_jobs WHERE result_expires_at <= :now LIMIT :limit
 );
 
 -- name: prune_jobs

@@ -67,7 +67,7 @@ def _settings_json(job: Job[Any]) -> str | None:
         "unique": None if extras.unique is None else extras.unique.key,
         "headers": extras.headers or None,
         "retry": extras.retry,
-        "keeps_result": False if extras.result_ttl == 0 else None,
+        "result_ttl": extras.result_ttl,
     }
     given = {name: value for name, value in settings.items() if value is not None}
     return to_json(given).decode() if given else None

@@ -28,16 +28,17 @@ SQL: Final = _load()
 def choose_statement(lanes: int, with_suspect: bool) -> str:
     """Return the SELECT that chooses what to claim.
 
-    It gives one row of two texts: the chosen ``seq`` as a JSON array, and the chosen leases as a JSON array of
-    arrays in the order of `durableq.models.Lease`. One row, because each row fetched hands over the interpreter
-    lock.
+    It gives one row: the chosen ``seq`` as a JSON array, the chosen leases as a JSON array of arrays in the order of
+    `durableq.models.Lease`, and how many of them have settings. One row, because each row fetched hands over the
+    interpreter lock.
     """
     parts = [SQL["choose_lane"].replace("LANE", str(lane)) for lane in range(lanes)]
     if with_suspect:
         parts.append(SQL["choose_suspect"])
     union = "\nUNION ALL\n".join(parts)
     return (
-        f"SELECT json_group_array(seq), json_group_array(json_array({_LEASE_COLUMNS})) FROM (\n{union}\n)\n"
+        f"SELECT json_group_array(seq), json_group_array(json_array({_LEASE_COLUMNS})), count(settings)\n"
+        f"FROM (\n{union}\n)\n"
         # A worker that was reaped while it was held up must not take jobs in a name that nobody watches any more.
         "WHERE EXISTS (SELECT 1 FROM durableq_workers WHERE id = :worker_id)"
     )

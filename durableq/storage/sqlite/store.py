@@ -41,7 +41,7 @@ from durableq.storage.protocol import (
     Plan,
     WakeUp,
 )
-from durableq.storage.sqlite import host, insertion, rows, transitions
+from durableq.storage.sqlite import host, insertion, rows, settling, transitions
 from durableq.storage.sqlite.connection import Location
 from durableq.storage.sqlite.group import HEAVY, Addition, Exchange, Operation, Transact, make_insert
 from durableq.storage.sqlite.liveness import Liveness, Renewal, Watch
@@ -194,9 +194,7 @@ class SqliteStorage:
         operation = Exchange(
             reply=reply,
             worker_id=self._liveness.worker_id or 0,
-            outcomes=rows.outcomes_json(settled, now) if settled else "[]",
-            outcome_count=len(settled),
-            attempts=rows.attempts_json(settled),
+            settlement=settling.settlement_of(settled, now),
             first_due=min(filter(None, (rows.next_run(outcome) for _, outcome in settled)), default=None),
             has_queued=any(rows.is_ready_again(outcome, now) for _, outcome in settled),
             has_final=any(rows.is_final(outcome) for _, outcome in settled),
@@ -345,16 +343,13 @@ class SqliteStorage:
         return (yield from insertion.insertion(batch.plain, batch.special, batch.claims))
 
     def completing(self, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]) -> Plan[None]:
-        now = self._clock.wall()
-        outcomes = rows.outcomes_json([(lease, Succeeded(result_json))], now)
-        found = yield SQL["lost_leases"], {"outcomes": outcomes}
-        if found[0][0] != "[]":
+        settlement = settling.settlement_of([(lease, Succeeded(result_json))], self._clock.wall())
+        if not (yield from settling.completion(settlement)):
             raise JobConflict(lease.id, "no longer this attempt's", wanted=("running",), action="complete")
         if follow_ups:
             batch = insertion.batch_of(follow_ups)
             yield from insertion.naming(follow_ups, self._schema_of)
             yield from insertion.insertion(batch.plain, batch.special, batch.claims, refuses=False)
-        yield SQL["settle"], {"outcomes": outcomes, "now": now}
 
     def expect_foreign_commit(self, is_open: Callable[[], bool]) -> Callable[[], None]:
         return self._writer.expect_foreign_commit(is_open)

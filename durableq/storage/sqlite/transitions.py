@@ -3,6 +3,7 @@
 And what time does to them: expiry, deadlines, retention.
 """
 
+import contextlib
 import json
 import sqlite3
 from typing import Any, Final
@@ -42,20 +43,27 @@ def retry(connection: sqlite3.Connection, job_id: str, *, now: int, who: str, ar
 
 
 def retry_matching(connection: sqlite3.Connection, where: JobFilter, *, now: int, who: str, limit: int) -> int:
-    """dead -> queued for those that match, the oldest first."""
+    """dead -> queued for those that match, the oldest first. One whose unique key another job holds stays dead."""
     conditions, values = filter_sql(where)
-    sql = f"SELECT id FROM durableq_jobs WHERE state = 'dead'{conditions} ORDER BY seq LIMIT :limit"
-    ids = [row[0] for row in connection.execute(sql, values | {"limit": limit}).fetchall()]
-    for job_id in ids:
-        retry(connection, job_id, now=now, who=who, args_json=None)
-    return len(ids)
+    sql = f"{SQL['retryable']}{conditions} ORDER BY seq LIMIT :limit"
+    retried = 0
+    while ids := [row[0] for row in connection.execute(sql, values | {"limit": limit - retried}).fetchall()]:
+        for job_id in ids:
+            with contextlib.suppress(DuplicateJob):  # one before it has taken the key of both: not found again
+                retry(connection, job_id, now=now, who=who, args_json=None)
+                retried += 1
+    return retried
 
 
 def cancel(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -> Job[Any]:
     """queued | scheduled | blocked -> cancelled; running: its worker shall end it."""
     before = _require(connection, job_id, _CANCELLABLE, "cancel")
-    statement = SQL["request_cancel" if before.state is JobState.RUNNING else "cancel_job"]
-    connection.execute(statement, {"id": before.id, "now": now})
+    if before.state is JobState.RUNNING:
+        connection.execute(SQL["forget_requests"])
+        connection.execute(SQL["request_cancel"], {"id": before.id, "now": now})
+    else:
+        connection.execute(SQL["cancel_job"], {"id": before.id, "now": now})
+        connection.execute(SQL["note_end"], {"seqs": f"[{_seq(connection, before.id)}]"})
     _audit(connection, now, who, "cancel", before.id, {"was": before.state})
     return _get(connection, before.id)
 
@@ -75,6 +83,7 @@ def give_up_overdue(connection: sqlite3.Connection, decide: DecideLate, now: int
     late = [(lease, outcome) for lease, outcome in decided if outcome is not None]
     if late:
         connection.execute(SQL["settle_waiting"], {"outcomes": rows.outcomes_json(late, now), "now": now})
+        connection.execute(SQL["note_end"], {"seqs": json.dumps([lease.seq for lease, _ in late])})
     return late
 
 
@@ -133,6 +142,11 @@ def _get(connection: sqlite3.Connection, job_id: str) -> Job[Any]:
     if row is None:
         raise JobNotFound(job_id)
     return rows.job_from_row(row)
+
+
+def _seq(connection: sqlite3.Connection, job_id: str) -> int:
+    seq: int = connection.execute("SELECT seq FROM durableq_jobs WHERE id = :id", {"id": job_id}).fetchone()[0]
+    return seq
 
 
 def _why_duplicate(connection: sqlite3.Connection, job_id: str) -> DuplicateJob:
