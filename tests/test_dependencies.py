@@ -216,6 +216,7 @@ async def test_a_class_gives_an_instance_with_its_own_dependencies() -> None:
 
     assert (await values_of(task_with(Repository)))["value"].numbers == (7, 20)
     assert (await values_of(task_with(Filter)))["value"] == Filter(limit=100)
+    assert isinstance((await values_of(task_with(AsyncGeneratorCallable)))["value"], AsyncGeneratorCallable)
 
 
 # -- the graph ----------------------------------------------------------------------------------------------------

@@ -39,6 +39,13 @@ def test_a_direct_call_that_leaves_an_injected_parameter_out_is_told(
         injected(send).check_direct_call(args, kwargs)
 
 
+def test_positional_arguments_do_not_stand_for_a_keyword_only_parameter() -> None:
+    async def send(to: str, *more: str, mailer: Number = INJECTED) -> None: ...
+
+    with pytest.raises(TypeError, match="parameter 'mailer' of 'tasks:send'"):
+        injected(send).check_direct_call(("one", "two", "three"), {})
+
+
 @pytest.mark.parametrize(
     ("args", "kwargs"), [(("to", 1), {"mailer": 2}), ((), {"to": "to", "session": None, "mailer": 2})]
 )

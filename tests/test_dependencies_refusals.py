@@ -1,6 +1,5 @@
 """What cannot work without a request is refused when the task is registered, with the names of all concerned."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Optional
@@ -290,6 +289,11 @@ def test_an_annotation_that_cannot_be_resolved_is_refused_with_the_remedy() -> N
 
 
 def test_a_callable_without_a_signature_is_refused_with_the_remedy() -> None:
-    message = refusal_of_dependency(functools.partial(dict[str, str]))
+    class Builtin:
+        __signature__ = "not known"
+
+        def __call__(self) -> None: ...
+
+    message = refusal_of_dependency(Builtin())
     assert "its signature cannot be read" in message
     assert message.endswith("wrap it in a function of your own")

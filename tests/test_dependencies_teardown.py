@@ -5,6 +5,7 @@ import contextlib
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Annotated, Any
 
@@ -359,6 +360,32 @@ async def test_cancelled_while_a_plain_function_runs_its_error_is_not_lost() -> 
     with pytest.raises(asyncio.CancelledError) as caught:
         await job
     assert isinstance(caught.value.__context__, Boom)
+
+
+async def test_a_cancel_scope_of_anyio_waits_for_a_thread_without_turning_the_loop_all_the_time() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    async def send(*, value: None = Depends(slow)) -> None: ...
+
+    async def attempt_within(scope: anyio.CancelScope) -> None:
+        with scope:
+            await attempt(send, wait_for_ever)
+
+    scope = anyio.CancelScope()
+    job = asyncio.create_task(attempt_within(scope))
+    await eventually(begun.is_set)
+    scope.cancel()
+    before = time.thread_time()
+    await asyncio.wait([job], timeout=0.2)
+    spent = time.thread_time() - before
+    go_on.set()
+    await job
+    assert scope.cancelled_caught
+    assert spent < 0.02
 
 
 async def test_cancelled_during_a_teardown_in_a_thread_the_others_wait_for_it(log: Log) -> None:

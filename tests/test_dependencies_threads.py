@@ -14,7 +14,7 @@ import pytest
 from fastapi import Depends
 
 from durableq.dependencies import Injection, injection_of
-from durableq.dependencies.threads import THREADS
+from durableq.dependencies.threads import THREADS, Threads, threads
 from tests.support import eventually
 
 
@@ -129,14 +129,14 @@ async def test_a_teardown_gets_a_thread_though_all_are_waiting_for_what_it_gives
 def test_each_event_loop_has_its_own_threads_and_takes_them_along() -> None:
     injection = injected(task_with(generator))
 
-    async def attempt() -> "weakref.ref[asyncio.AbstractEventLoop]":
+    async def attempt() -> tuple["weakref.ref[asyncio.AbstractEventLoop]", "weakref.ref[Threads]"]:
         async with injection.resolve({}) as values:
             assert values == {"value": 5}
-        return weakref.ref(asyncio.get_running_loop())
+        return weakref.ref(asyncio.get_running_loop()), weakref.ref(threads())
 
-    loops = [asyncio.run(attempt()) for _ in range(3)]
+    ended = [asyncio.run(attempt()) for _ in range(3)]
     gc.collect()
-    assert [loop() for loop in loops] == [None, None, None]
+    assert [(loop(), own()) for loop, own in ended] == [(None, None)] * 3
 
 
 class Crowd:
