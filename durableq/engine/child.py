@@ -261,10 +261,9 @@ class _Service:
 
     def _attempt(self, call: _Call, job: _Job) -> _Answer:
         """Run one attempt. User code runs under BaseException: even SystemExit ends only the attempt."""
-        started, policy = time.monotonic(), DEFAULT_POLICY
+        started, task = time.monotonic(), None
         try:
             task = self._tasks.find(call["module"], call["qualname"], call["task"])
-            policy = _policy(task, call["policy"])
             job.registry = task.registry
             try:
                 args, kwargs = task.codec.decode(call["args_json"])
@@ -274,7 +273,8 @@ class _Service:
             return ["succeeded", *encode_result(value, call["max_result_bytes"])]
         except BaseException as error:
             self._look_for_damage(error)
-            return _failed(error, policy, call["attempt"], call["elapsed_seconds"] + time.monotonic() - started)
+            age = call["elapsed_seconds"] + time.monotonic() - started
+            return _failed(error, _policy(task, call["policy"]), call["attempt"], age)
 
     def _run(self, job: _Job, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
         set_current(job)
@@ -306,9 +306,12 @@ class _Service:
             traceback.clear_frames(error.__traceback__)  # what they hold is needed now, to describe the failure
 
 
-def _policy(task: AnyTask, name: str | None) -> RetryPolicy:
+def _policy(task: AnyTask | None, name: str | None) -> RetryPolicy:
+    if task is None:  # it could not be found
+        return DEFAULT_POLICY
     named = None if name is None else task.registry.policy_named(name)
-    return named or task.settings.policy
+    # A policy of the job leaves in force what the code says of exception types.
+    return task.settings.policy if named is None else task.options(retry=named).settings.policy
 
 
 async def _completed(awaitable: Awaitable[Any]) -> _Outcome:

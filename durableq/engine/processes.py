@@ -168,6 +168,7 @@ class _Child:
         self._gone = gone
         self._call: _Call | None = None
         self._partial: list[bytes] = []
+        """The beginning of a line whose end has not come yet."""
         self._unsent = bytearray()
         self._is_connected = True
         self._reason: str | None = None
@@ -380,7 +381,10 @@ def _kill_later(children: Sequence[_Child]) -> None:
 
     timer = threading.Timer(LEAVING_SECONDS, kill)
     timer.name, timer.daemon = "durableq-children-leave", True
-    timer.start()
+    try:
+        timer.start()
+    except RuntimeError:  # no more threads to be had
+        kill()
 
 
 def _death(returncode: int, reason: str | None) -> ChildDied:

@@ -171,6 +171,11 @@ def fail(kind: str) -> None:
         raise Broken("the effect") from error
 
 
+@task(give_up_on=LookupError)
+def look_up() -> None:
+    raise KeyError("never to be found")
+
+
 @task()
 async def fail_async() -> None:
     await asyncio.sleep(0)
@@ -303,6 +308,15 @@ def fork_and_exit(note: str) -> None:
 
 
 @task()
+def fork_and_return() -> str:
+    """Forget that the copy returns as well."""
+    if os.fork() == 0:
+        return "the copy"
+    os.wait()
+    return "the child"
+
+
+@task()
 def exit_hard(status: int) -> None:
     os._exit(status)
 
@@ -333,11 +347,16 @@ def take_memory(mebibytes: int) -> int:
 
 
 @task()
-def hoard_memory() -> int:
-    """Take it in small pieces, until not even a word about it would find room."""
-    pieces: list[list[int]] = []
+def hoard_memory() -> None:
+    """Take the last crumb, so that not even a word about it finds room."""
+    pieces, size = [], 1 << 20
     while True:
-        pieces.append(list(range(len(pieces), len(pieces) + 1000)))
+        try:
+            pieces.append(bytearray(size))
+        except MemoryError:
+            if size == 1:
+                raise
+            size //= 2
 
 
 @task()
@@ -367,12 +386,13 @@ def write_note(path: str, *pids: int) -> None:
 
 @task()
 def chatter(text: str) -> str:
-    print(text)
-    os.write(1, f"{text} to the descriptor\n".encode())
     try:
-        return input()
+        heard = input()
     except EOFError:
-        return "nothing to read"
+        heard = "nothing to read"
+    os.write(1, f"{text} to the descriptor\n".encode())
+    print(text)
+    return heard
 
 
 def _sockets() -> list[int]:
@@ -444,7 +464,7 @@ def speak() -> None:
 def flood() -> None:
     job = current_job()
     for number in range(3_000):
-        job.progress(number, 3_000)
+        job.progress(number, 3_000, "y" * 5_000)
         job.log(f"{number} " + "x" * 5_000)
 
 

@@ -166,14 +166,26 @@ async def test_a_forked_copy_of_a_child_does_not_hide_its_death(runner: ProcessR
         os.kill(pids[1], signal.SIGKILL)
 
 
-async def test_ctrl_c_does_not_end_a_child_and_termination_does(runner: ProcessRunner, note: Path) -> None:
-    """Ctrl-C is for the parent to decide about, and what the parent ignores does not make a child immortal."""
+async def test_a_forked_copy_of_a_child_cannot_answer_in_its_place(runner: ProcessRunner) -> None:
+    assert await value_of(runner, tasks.fork_and_return) == "the child"
+
+
+async def test_ctrl_c_does_not_reach_a_job(runner: ProcessRunner, tmp_path: Path) -> None:
+    """It is for the parent to decide about."""
+    run = asyncio.create_task(value_of(runner, tasks.meet, str(tmp_path), "one", "other"))
+    await eventually((tmp_path / "one").exists)
+    [child] = children()
+    os.kill(child, signal.SIGINT)
+    (tmp_path / "other").touch()
+    assert await run == child
+
+
+async def test_a_child_can_be_terminated_also_when_its_parent_cannot(runner: ProcessRunner, note: Path) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         run, [child] = await begun(runner, tasks.sleep, note)
     finally:
         signal.signal(signal.SIGTERM, before)
-    os.kill(child, signal.SIGINT)
     os.kill(child, signal.SIGTERM)
     assert (await death(run)).returncode == -signal.SIGTERM
 
@@ -196,8 +208,9 @@ async def test_a_job_that_needs_too_much_memory_fails_and_its_child_is_replaced(
 
 async def test_a_job_that_leaves_no_memory_to_describe_its_failure_fails_all_the_same() -> None:
     runner = ProcessRunner(1, memory_bytes=400 << 20)
-    with suppress(ChildDied):  # also an answer
-        assert (await failure_of(runner, tasks.hoard_memory)).failure.type == "MemoryError"
+    error = await failure_of(runner, tasks.hoard_memory)
+    assert error.failure.type == "MemoryError"
+    assert "pieces.append(bytearray(size))" in error.failure.traceback
     assert await value_of(runner, tasks.where) > 0
     runner.stop()
 
@@ -248,6 +261,23 @@ async def test_a_child_that_cannot_be_started_fails_the_attempt(
     assert await value_of(runner, tasks.where) > 0
 
 
+async def test_where_no_thread_can_be_had_no_child_is_left_unwatched(
+    runner: ProcessRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    idle = ProcessRunner(1)
+    child = await value_of(idle, tasks.where)
+    files = open_files()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert "can't start new thread" in str(await death(runner.run(call_of(tasks.where), Heard())))
+    assert (children(), open_files()) == ({child}, files)
+    idle.stop()
+    monkeypatch.undo()
+    await eventually(lambda: status_of(child) is None)
+
+
 async def test_a_child_that_breaks_down_at_its_start_fails_the_attempt(
     runner: ProcessRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +297,9 @@ def parent(mode: str, task: str, *notes: Path) -> Iterator[subprocess.Popen[byte
     finally:
         process.kill()
         process.wait()
+        for pid in [pid for note in notes for pid in pids_in(note)]:
+            with suppress(ProcessLookupError):  # which it should be; else a failing test would leave it spinning
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -290,12 +323,9 @@ def test_children_and_what_they_started_die_with_a_killed_parent(note: Path, mod
 def test_a_forked_copy_of_the_parent_does_not_keep_its_children(note: Path, tmp_path: Path) -> None:
     with parent("fork", "spin", note, tmp_path / "copy") as process:
         [child], [copy] = pids_in(note), pids_in(tmp_path / "copy")
-        try:
-            process.kill()
-            eventually_sync(lambda: is_gone(child), within=1)
-            assert not is_gone(copy)
-        finally:
-            os.kill(copy, signal.SIGKILL)
+        process.kill()
+        eventually_sync(lambda: is_gone(child), within=1)
+        assert not is_gone(copy)
 
 
 # -- stopping ----------------------------------------------------------------------------------------------

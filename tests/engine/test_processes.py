@@ -119,13 +119,14 @@ async def test_a_child_with_something_endless_on_its_loop_takes_no_other_job(fre
 
 
 @shares_a_loop
-async def test_what_a_job_prints_goes_to_standard_error_and_nothing_can_be_read(
-    warm: ProcessRunner, capfd: pytest.CaptureFixture[str]
+async def test_what_a_job_prints_goes_to_standard_error_at_once_and_nothing_can_be_read(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     fresh = ProcessRunner(1)  # its output is what this test captures
     assert await value_of(fresh, tasks.chatter, "hello") == "nothing to read"
-    fresh.stop()
     printed = capfd.readouterr()
+    fresh.stop()
     assert printed.out == ""
     assert "hello\n" in printed.err
     assert "hello to the descriptor\n" in printed.err
@@ -172,6 +173,9 @@ async def test_a_policy_named_by_the_job_takes_the_place_of_the_tasks_own(warm: 
     outcome = await outcome_of(warm, call_of(tasks.fail, "KeyError", policy="patient"))
     assert isinstance(outcome, RemoteFailure)
     assert outcome.ruling == ("retry", 3600.0)
+    outcome = await outcome_of(warm, call_of(tasks.look_up, policy="patient"))
+    assert isinstance(outcome, RemoteFailure)
+    assert outcome.ruling.action == "die", "which errors the task gives up on, no job can change"
     outcome = await outcome_of(warm, call_of(tasks.fail, "Broken", policy="unknown"))
     assert isinstance(outcome, RemoteFailure)
     assert outcome.ruling == ("retry", 7.0)
@@ -375,7 +379,7 @@ async def test_a_chatty_job_is_heard_in_measure_and_its_last_progress_always(war
     await warm.run(call_of(tasks.flood), heard)
     took = time.monotonic() - began
     assert 1 <= len(heard.progresses) <= 2 + took / 0.05
-    assert heard.progresses[-1] == (2999.0, 3000.0, None)
+    assert heard.progresses[-1] == (2999.0, 3000.0, "y" * 2_000)
     assert len(heard.lines) == 1_000
     assert {len(line) for line in heard.lines} == {2_000}
 
