@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any, Final, NoReturn, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
 from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer, from_json, to_json
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -43,6 +42,7 @@ class ArgumentsCodec:
 
     def __init__(self, function: Callable[..., Any], task_name: str, injected: frozenset[str] = frozenset()) -> None:
         self._task = task_name
+        self._injected = injected
         parameters = [p for name, p in inspect.signature(function).parameters.items() if name not in injected]
         self._positional = tuple(p.name for p in parameters if p.kind in _POSITIONAL)
         self._positional_only = frozenset(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
@@ -134,6 +134,8 @@ class ArgumentsCodec:
                 if name in values:
                     raise self._invalid(f"argument {name!r} was given twice", name)
                 values[name] = value
+            elif name in self._injected:
+                raise self._invalid(f"argument {name!r} is injected when the task runs; leave it out", name)
             elif self._double_star is not None:
                 extra[name] = value
             elif name in self._positional_only:
@@ -226,11 +228,9 @@ class ResultCodec:
     @cached_property
     def _adapter(self) -> TypeAdapter[Any] | None:
         try:
-            hint = typing.get_type_hints(inspect.unwrap(self._function), include_extras=True).get("return", Any)
-            try:
-                return TypeAdapter(hint, config=_RESULTS)
-            except PydanticUserError:  # a model, whose own configuration holds
-                return TypeAdapter(hint)
+            hint: Any = typing.get_type_hints(inspect.unwrap(self._function), include_extras=True).get("return", Any)
+            # In a list, for pydantic takes no configuration for a model or a dataclass alone.
+            return TypeAdapter(list[hint], config=_RESULTS)
         except Exception:  # what its author did not mean for pydantic comes back as JSON has it
             return None
 
@@ -238,13 +238,16 @@ class ResultCodec:
         """Return the value. Raises `ResultUnavailable` for one that was not stored, or is not of the type."""
         if result_json is None:
             return None
-        value = from_json(result_json)
+        try:
+            value = from_json(result_json)
+        except ValueError as error:
+            raise ResultUnavailable(f"the stored result cannot be read: {_short(error)}") from None
         if isinstance(value, dict) and value.keys() == {_NOT_STORABLE}:
             raise ResultUnavailable(f"the task succeeded, but its result was not stored: {value[_NOT_STORABLE]}")
         if self._adapter is None:
             return value
         try:
-            return self._adapter.validate_json(result_json)
+            return self._adapter.validate_json(f"[{result_json}]")[0]
         except ValidationError as error:
             raise ResultUnavailable(
                 f"the stored result is not what the task declares to return: {_short(error)}"
@@ -263,6 +266,8 @@ def encode_result(value: Any, max_bytes: int) -> tuple[str | None, str | None]:
         encoded = to_json(value, bytes_mode="base64", inf_nan_mode="constants")
         if b"NaN" in encoded or b"Infinity" in encoded:
             json.loads(encoded, parse_constant=_refuse_constant)
+        if len(encoded) >= _SURELY_READABLE:
+            from_json(b"[%b]" % encoded)  # as it is read: more deeply nested than that, or a longer integer, is no use
     except Exception as error:  # whatever a user's object does while it is written
         reason = f"a {type(value).__name__} cannot be stored as JSON: {_short(error)}"
     else:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any
 
 from durableq.clock import Clock, to_datetime, to_micros
@@ -40,7 +40,7 @@ class JobMaker:
         if settings.delay is not None:
             run_at = created_at + settings.delay
         elif settings.run_at is not None:
-            run_at = settings.run_at
+            run_at = settings.run_at.astimezone(UTC)
         extras = PLAIN
         job_id = None
         if headers or not settings.is_plain or settings.retry.name is not None:
@@ -86,9 +86,11 @@ def _claim(task: AnyTask, args_json: str, now: int) -> UniqueClaim | None:
         return None
     if isinstance(unique, str):
         unique = Unique(key=unique)
-    identity = unique.key if unique.key is not None else _digest(args_json, unique.args)
-    bucket = "" if unique.period is None else f"@{now // to_micros(unique.period)}"
-    return UniqueClaim(f"{task.name}:{identity}{bucket}", unique.covers, unique.on_conflict)
+    parts = [task.name, unique.key if unique.key is not None else _digest(args_json, unique.args)]
+    if unique.period is not None:
+        parts.append(str(now // to_micros(unique.period)))
+    # As JSON, for names and keys may hold any separator.
+    return UniqueClaim(json.dumps(parts, ensure_ascii=False), unique.covers, unique.on_conflict)
 
 
 def _digest(args_json: str, names: Any) -> str:

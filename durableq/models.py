@@ -225,8 +225,6 @@ class Lease(NamedTuple):
     expires_at: int | None = None
     """As `JobExtras.expires_at`; None once the job was started before."""
     deadline_at: int | None = None
-    tags: str | None = None
-    """A JSON array; None for none."""
     settings: str | None = None
     """A JSON object of `JobExtras` that only its worker reads; None for none."""
 

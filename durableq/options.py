@@ -241,8 +241,8 @@ class QueueOptions(_Options):
     """How many ``def`` jobs run at once, in threads of their own."""
     processes: Annotated[int, Field(ge=1, le=1_000)] = Field(default_factory=lambda: os.cpu_count() or 1)
     """How many jobs of tasks with ``runner="process"`` run at once, each in a child process."""
-    process_memory: Annotated[int, Field(ge=64 * 1024 * 1024)] | None = None
-    """Address space of such a child, in bytes; None: no limit of ours."""
+    process_memory: Annotated[int, Field(ge=256 * 1024 * 1024)] | None = None
+    """Address space of such a child, in bytes, of which an idle one takes about 120 MiB; None: no limit of ours."""
     lease: Duration = timedelta(seconds=30)
     """How long after its event loop last moved a worker still owns its jobs."""
     heartbeat: Duration = timedelta(seconds=5)

@@ -51,6 +51,9 @@ class Task(Generic[P, R_co]):
             self.injection.check_direct_call(args, kwargs)
         return self.function(*args, **kwargs)
 
+    def __repr__(self) -> str:
+        return f"<Task {self.name!r}>"
+
     def options(self, **changes: Unpack[TaskSettings]) -> "Task[P, R_co]":
         """Return the task with other options for the jobs added through it.
 
@@ -114,9 +117,11 @@ class Registry:
             name = name_of(function)
         if isinstance(aliases, str):
             raise ConfigurationError(f"expected aliases to be a list of names, got the text {aliases!r}")
-        names = (name, *aliases)
+        names: tuple[Any, ...] = (name, *aliases)
         for one in names:
-            self._require_free(one, function)
+            if not isinstance(one, str) or not one:
+                raise ConfigurationError(f"expected the names of a task to be texts, and not empty, got {one!r}")
+            self._require_free(one, function, target)
         task = self._remember(self._make_task(function, name, settings), target)
         self._by_name.update(dict.fromkeys(names, task))
         return task
@@ -175,8 +180,7 @@ class Registry:
             return None
 
     def _own(self, task: AnyTask) -> AnyTask:
-        known = self._by_name.get(task.name)
-        if known is None or known.codec is not task.codec:
+        if task.registry is not self:
             raise InvalidTask(f"task {task.name!r} is registered with another DurableQ, not with this one")
         return task
 
@@ -184,11 +188,13 @@ class Registry:
         _require_module_level(function)
         name = name_of(function)
         self._require_own_module(function)
-        if self._look_up(name) is not function:
+        found = self._look_up(name)
+        if found is None or not _same_definition(found, function):
             raise InvalidTask(
                 f"{_place(function)} cannot be a task: its name {name!r} leads to something else, so it could "
                 "not be found again after a restart; decorate it with @dq.task, or give it a name of its own"
             )
+        self._require_free(name, function, function)
         return self._remember(self._make_task(function, name, _DEFAULTS))
 
     def _remember(self, task: AnyTask, target: Callable[..., Any] | None = None) -> AnyTask:
@@ -197,6 +203,8 @@ class Registry:
         return task
 
     def _make_task(self, function: Callable[..., Any], name: str, settings: TaskOptions) -> AnyTask:
+        if _is_generator(function):
+            raise InvalidTask(f"{_place(function)} cannot be a task: {_GENERATOR}")
         if hasattr(function, "retry") and hasattr(function, "retry_with"):
             warnings.warn(
                 f"{name} is wrapped by tenacity's @retry: its tries multiply with the task's own max_attempts",
@@ -208,9 +216,11 @@ class Registry:
         runner = _runner_of(function, name, settings.runner)
         return Task(function, name, settings, codec, ResultCodec(function), runner, self, injection)
 
-    def _require_free(self, name: str, function: Callable[..., Any]) -> None:
+    def _require_free(self, name: str, function: Callable[..., Any], target: Callable[..., Any]) -> None:
         known = self._by_name.get(name)
-        if known is not None and not _same_definition(known.function, function):
+        if known is None or (_is_hashable(target) and known is self._by_function.get(target)):
+            return
+        if not _same_definition(known.function, function):
             raise ConfigurationError(
                 f"two tasks are named {name!r}: {_place(known.function)} and {_place(function)}; "
                 "give one of them name=..."
@@ -229,7 +239,9 @@ class Registry:
         module_name, _, qualname = name.partition(":")
         if not qualname.isidentifier():
             return None
-        for module in list(sys.modules.values()):
+        modules, program = list(sys.modules.values()), sys.modules.get("__main__")
+        # The program comes last: uvicorn.run("main:app") loads main.py anew, and works with that.
+        for module in sorted(modules, key=lambda module: module is program):
             if derived_name(module) == module_name and self._offers(module):
                 found = vars(module).get(qualname)
                 if isinstance(found, types.FunctionType) and found.__module__ == module.__name__:
@@ -274,11 +286,11 @@ def _options_of_class(cls: type) -> dict[str, Any]:
     for name in _CALLBACKS:
         if inspect.isfunction(given.get(name)):
             given[name] = functools.partial(_call_on_instance, cls, name)
-    for name, value in vars(cls).items():
-        if name in known or name.startswith("_") or callable(value):
-            continue
-        if get_close_matches(name, known, n=1, cutoff=0.8):
-            raise ConfigurationError(f"{cls.__qualname__}: unknown option {name!r}{near(name, known)}")
+    for owner in cls.__mro__:
+        for name, value in vars(owner).items():
+            meant = _CALLBACKS if callable(value) else known
+            if name not in known and not name.startswith("_") and get_close_matches(name, meant, n=1, cutoff=0.8):
+                raise ConfigurationError(f"{owner.__qualname__}: unknown option {name!r}{near(name, meant)}")
     return given
 
 
@@ -288,12 +300,14 @@ def _call_on_instance(cls: type, name: str, *args: Any) -> Any:
 
 def _function_of_class(cls: type) -> Callable[..., Any]:
     """Return a function that makes an instance, and runs its ``run``."""
-    run = vars(cls).get("run") or getattr(cls, "run", None)
+    run = inspect.getattr_static(cls, "run", None)
     if not inspect.isfunction(run):
         raise InvalidTask(
             f"{cls.__qualname__} cannot be a task: expected a class with a method run(self, ...), it has none"
         )
-    if any(p.default is p.empty and p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD for p in _init(cls)):
+    if _is_generator(run):
+        raise InvalidTask(f"{cls.__qualname__}.run cannot be a task: {_GENERATOR}")
+    if inspect.isabstract(cls) or _needs_arguments(cls):
         raise InvalidTask(f"{cls.__qualname__} cannot be a task: it must be possible to make one without arguments")
 
     async def run_async(*args: Any, **kwargs: Any) -> Any:
@@ -310,10 +324,14 @@ def _function_of_class(cls: type) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _init(cls: type) -> Iterable[inspect.Parameter]:
-    if "__init__" not in dir(cls) or cls.__init__ is object.__init__:  # type: ignore[misc]
-        return ()
-    return list(inspect.signature(cls).parameters.values())
+def _needs_arguments(cls: type) -> bool:
+    try:
+        inspect.signature(cls).bind()
+    except TypeError:
+        return True
+    except ValueError:  # made by code that is not Python's; nobody can tell
+        return False
+    return False
 
 
 def _require_module_level(function: object) -> None:
@@ -328,8 +346,8 @@ def _require_module_level(function: object) -> None:
 def _why_not(function: object) -> str | None:
     if not isinstance(function, types.FunctionType):
         return f"expected a function, got {_kind(function)}"
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        return "it is a generator, calling it runs nothing"
+    if _is_generator(function):
+        return _GENERATOR
     if function.__name__ == "<lambda>":
         return "it is a lambda"
     if "<locals>" in function.__qualname__:
@@ -337,6 +355,13 @@ def _why_not(function: object) -> str | None:
     if "." in function.__qualname__:
         return "it belongs to a class"
     return None
+
+
+_GENERATOR: Final = "it is a generator, calling it runs nothing"
+
+
+def _is_generator(function: object) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _kind(function: object) -> str:
@@ -358,9 +383,12 @@ def _place(function: object) -> str:
 def _same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """Whether both come from the same line: a module that was loaded twice, as __main__ and by its name."""
     first, second = _code_of(one), _code_of(other)
-    if first is None or second is None:
+    if one is other or first is None or second is None:
         return one is other
-    return (first.co_filename, first.co_firstlineno) == (second.co_filename, second.co_firstlineno)
+    if first is second and "<locals>" in one.__qualname__:  # two that one function made
+        return False
+    places = [(code.co_filename, code.co_firstlineno) for code in (first, second)]
+    return places[0] == places[1] and one.__qualname__ == other.__qualname__
 
 
 def _code_of(function: object) -> types.CodeType | None:

@@ -19,9 +19,15 @@ class FinishedJobs:
         self._news = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._unwatch: Callable[[], None] = _nothing
+        self._stopped: Exception | None = None
 
     async def wait(self, job_id: str) -> None:
-        """Return when the job is finished, or gone. Cancelling it ends only the waiting. Raises `StorageError`."""
+        """Return when the job is finished, or gone. Cancelling it ends only the waiting.
+
+        Raises `StorageError`, and the reason of `stop`.
+        """
+        if self._stopped is not None:
+            raise self._stopped
         finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not self._waiting:
             self._begin()
@@ -69,7 +75,8 @@ class FinishedJobs:
                     finished.set_exception(error)
 
     def stop(self, reason: Exception) -> None:
-        """End all waiting, by an error."""
+        """End all waiting, by an error; who comes later gets it as well."""
+        self._stopped = reason
         self._answer(tuple(self._waiting), reason)
         if self._looking is not None:
             self._unwatch()

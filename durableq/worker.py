@@ -20,7 +20,7 @@ from durableq.engine.hooks import Hooks
 from durableq.engine.notes import Notebook
 from durableq.engine.processes import ProcessRunner
 from durableq.engine.reaper import Pruner, Reaper
-from durableq.engine.runners import LoopRunner, Slots, ThreadRunner
+from durableq.engine.runners import LoopSlots, Slots, ThreadRunner
 from durableq.engine.running import Complete, Services
 from durableq.engine.settler import Settler
 from durableq.errors import DurableQError, StorageError
@@ -69,7 +69,7 @@ class Worker:
         self._is_ending = False
         self._worker_id = 0
         self._hooks = hooks
-        loop = LoopRunner(options.concurrency)
+        loop = LoopSlots(options.concurrency)
         threads = ThreadRunner(options.threads, self._wake.set)
         processes = ProcessRunner(options.processes, options.process_memory)
         self._slots: tuple[Slots, ...] = (loop, threads, processes)
@@ -77,7 +77,8 @@ class Worker:
         self._settler = Settler(emitter, self._wake.set)
         self._executor = Executor(
             registry=registry,
-            runners={"loop": loop, "thread": threads},
+            loop=loop,
+            threads=threads,
             processes=processes,
             emitter=emitter,
             hooks=hooks,

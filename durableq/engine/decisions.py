@@ -83,12 +83,12 @@ def before_start(lease: Lease, now: int) -> Cancelled | Dead | None:
     return None
 
 
-def time_limit(lease: Lease, timeout: int | None, now: int) -> float | None:
-    """Return how many seconds an attempt that starts now may take, None for as long as it likes."""
+def time_limit(lease: Lease, timeout: int | None, now: int) -> float:
+    """Return how many seconds an attempt that starts now may take; there must be a ``timeout`` or a deadline."""
     limits = [timeout] if timeout is not None else []
     if lease.deadline_at is not None:
         limits.append(lease.deadline_at - now)
-    return max(min(limits), 0) / SECOND if limits else None
+    return max(min(limits), 0) / SECOND
 
 
 def timed_out(lease: Lease, seconds: float, now: int) -> AttemptTimedOut:

@@ -16,7 +16,7 @@ from durableq.context import set_current
 from durableq.engine import decisions
 from durableq.engine.hooks import Hooks
 from durableq.engine.processes import ProcessRunner, RemoteCall
-from durableq.engine.runners import OUT_OF_TIME, Runner, Slots
+from durableq.engine.runners import OUT_OF_TIME, Slots, ThreadRunner
 from durableq.engine.running import RunningJob, Services
 from durableq.errors import CompletionRolledBack, InvalidArguments, StorageError
 from durableq.events import AttemptOverran, Emitter, JobStarted, ResultNotStored
@@ -31,7 +31,7 @@ from durableq.models import (
     Released,
     Succeeded,
 )
-from durableq.registry import Registry
+from durableq.registry import AnyTask, Registry
 from durableq.retry import DEFAULT_POLICY, RetryPolicy
 from durableq.storage.protocol import Storage
 
@@ -53,7 +53,8 @@ class Executor:
         self,
         *,
         registry: Registry,
-        runners: Mapping[str, Runner],
+        loop: Slots,
+        threads: ThreadRunner,
         processes: ProcessRunner,
         emitter: Emitter,
         hooks: Hooks,
@@ -61,12 +62,15 @@ class Executor:
         storage: Storage,
         overrides: Callable[[], Overrides],
         finished: Callable[[Lease, Outcome | Completed], None],
+        freed: Callable[[], None] = lambda: None,
     ) -> None:
-        """``overrides`` gives the application's ``dependency_overrides``."""
+        """``overrides`` gives the application's ``dependency_overrides``; ``freed`` is called when the slot of an
+        attempt that was left behind is free after all.
+        """
         self._registry = registry
-        self._runners = runners
+        self._threads = threads
         self._processes = processes
-        self._slots: Mapping[str, Slots] = {**runners, "process": processes}
+        self._slots: Mapping[str, Slots] = {"loop": loop, "thread": threads, "process": processes}
         self._emitter = emitter
         self._hooks = hooks
         self._services = services
@@ -74,6 +78,7 @@ class Executor:
         self._storage = storage
         self._overrides = overrides
         self._finished = finished
+        self._freed = freed
         self._running: dict[LeaseKey, RunningJob] = {}
         self._leaving: dict[LeaseKey, RunningJob] = {}
         self._left_behind: set[asyncio.Task[None]] = set()
@@ -165,9 +170,14 @@ class Executor:
             if self._emitter.wants(JobStarted):
                 self._emitter.emit(JobStarted(running.lease))
             outcome = await self._outcome(running)
+        except BaseException as error:  # a damaged row, or a defect of ours: the job must not stay here for ever
+            outcome = self._after_error(running, error)
         finally:
+            running.close()
             self._free_slot(running)
-        if not running.given_up:
+        if running.given_up:
+            self._freed()
+        else:
             self._end(running, outcome)
 
     def _end(self, running: RunningJob, outcome: Outcome | Completed) -> None:
@@ -177,20 +187,24 @@ class Executor:
         self._finished(running.lease, outcome)
 
     async def _outcome(self, running: RunningJob) -> Outcome | Completed:
-        """Check, run within the time limit, decide."""
-        lease = running.lease
-        now = 0
-        if lease.deadline_at is not None or lease.expires_at is not None:
-            now = self._clock.wall()
-            if (late := decisions.before_start(lease, now)) is not None:
-                return late
-        if running.cancel_asked:
-            return decisions.after_cancellation(None)
-        if checksum(lease.args_json) != lease.checksum:
-            return _dead("durableq.PayloadCorrupt", "the stored arguments do not match their checksum; not executed")
-        timer = self._limit_time(running, now)
+        """Check, run within the time limit, decide. User code runs under BaseException: even SystemExit ends only it.
+
+        Every job comes by here: each coroutine between this and the task's own costs it something.
+        """
+        refusal = self._refusal(running)
+        if refusal is not None:
+            return refusal
+        may_be_limited = running.lease.settings is not None or running.definition.settings.timeout is not None
+        timer = self._limit_time(running) if may_be_limited else None
+        outcome: Outcome
         try:
-            outcome = await self._attempt(running)
+            if self._hooks.middleware:
+                result = await self._hooks.around(running, partial(self._result, running))
+            else:
+                result = await self._result(running)
+            outcome = Succeeded(result, running.close())
+        except BaseException as error:
+            outcome = self._after_error(running, error)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -198,37 +212,47 @@ class Executor:
             return await self._after_completion(running, outcome)
         return outcome
 
-    async def _attempt(self, running: RunningJob) -> Outcome:
-        """Run user code, under BaseException: even SystemExit ends only the attempt."""
-        try:
-            if self._hooks.has_middleware:
-                return Succeeded(await self._hooks.around(running, partial(self._result, running)), running.follow_ups)
-            return Succeeded(await self._result(running), running.follow_ups)
-        except _Unfit as error:
-            return _dead("durableq.InvalidArguments", f"{error.__cause__}; edit the arguments and retry")
-        except BaseException as error:
-            return self._after_error(running, error)
+    def _refusal(self, running: RunningJob) -> Outcome | None:
+        """Say why a job must not be started, or None."""
+        lease = running.lease
+        if lease.settings is not None:
+            late = decisions.before_start(lease, self._clock.wall())
+            if late is not None:
+                return late
+        if running.cancel_asked:
+            return decisions.after_cancellation(None)
+        if checksum(lease.args_json) != lease.checksum:
+            return _dead("durableq.PayloadCorrupt", "the stored arguments do not match their checksum; not executed")
+        return None
 
     async def _result(self, running: RunningJob) -> str | None:
         """Call the task where it runs, and return its encoded result."""
-        task, lease = running.definition, running.lease
+        task = running.definition
         if task.runner == "process":
             return self._kept(running, *await self._processes.run(self._remote_call(running), running))
         try:
-            args, kwargs = task.codec.decode(lease.args_json)
+            args, kwargs = task.codec.decode(running.lease.args_json)
         except InvalidArguments as error:
             raise _Unfit from error
-        if task.injection is None:
-            value = await self._runners[task.runner].run(task.function, args, kwargs)
-        else:
+        if task.injection is not None:
             async with task.injection.resolve(self._overrides()) as injected:
-                value = await self._runners[task.runner].run(task.function, args, kwargs | injected)
-        if value is None or running.settings.get("result_ttl") == 0:
+                value = await self._call(task, args, kwargs | injected)
+        elif task.runner == "loop":
+            value = await task.function(*args, **kwargs)
+        else:
+            value = await self._threads.run(task.function, args, kwargs)
+        if value is None:
             return None
         return self._kept(running, *encode_result(value, self._services.max_result_bytes))
 
+    async def _call(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Call a task with what was injected, which must not be closed while a thread still uses it."""
+        if task.runner == "loop":
+            return await task.function(*args, **kwargs)
+        return await self._threads.run(task.function, args, kwargs, to_the_end=True)
+
     def _kept(self, running: RunningJob, result_json: str | None, not_kept: str | None) -> str | None:
-        if running.settings.get("result_ttl") == 0:
+        if running.lease.settings is not None and running.settings.get("result_ttl") == 0:
             return None
         if not_kept is not None:
             self._emitter.emit(ResultNotStored(running.lease, not_kept))
@@ -245,40 +269,47 @@ class Executor:
             elapsed_seconds=(self._clock.wall() - lease.created_at) / SECOND,
             max_result_bytes=self._services.max_result_bytes,
             max_payload_bytes=self._services.maker.max_payload_bytes,
+            policy=None if lease.settings is None else running.settings.get("retry"),
         )
 
     # -- the time limit ------------------------------------------------------------------------------------
 
-    def _limit_time(self, running: RunningJob, now: int) -> asyncio.TimerHandle | None:
+    def _limit_time(self, running: RunningJob) -> asyncio.TimerHandle | None:
         lease = running.lease
         timeout = running.definition.settings.timeout_micros
         if lease.settings is not None:
             timeout = running.settings.get("timeout", timeout)
-        seconds = decisions.time_limit(lease, timeout, now)
-        if seconds is None:
+        if timeout is None and lease.deadline_at is None:
             return None
+        now = self._clock.wall()
+        seconds = decisions.time_limit(lease, timeout, now)
+        if lease.deadline_at is not None:
+            running.deadline_is_the_limit = timeout is None or lease.deadline_at - now <= timeout
         return asyncio.get_running_loop().call_later(seconds, self._time_out, running, seconds)
 
     def _time_out(self, running: RunningJob, seconds: float) -> None:
         """Stop an attempt: a coroutine at its await, a child by a kill. A thread goes on, but nobody waits for it."""
         running.timed_out = seconds
         _cancel(running, OUT_OF_TIME)
-        if running.definition.runner == "thread":
-            left_behind = getattr(running.slots, "left_behind", 0) + 1
-            self._emitter.emit(AttemptOverran(running.lease, "thread", left_behind))
-        asyncio.get_running_loop().call_later(OVERRUN_SECONDS, self._leave_if_still_there, running)
+        loop = asyncio.get_running_loop()
+        if running.definition.runner == "thread":  # told once the cancellation has arrived, if in a thread it did
+            loop.call_soon(self._tell_of_thread, running.lease, self._threads.left_behind)
+        loop.call_later(OVERRUN_SECONDS, self._leave_if_still_there, running)
+
+    def _tell_of_thread(self, lease: Lease, left_behind_before: int) -> None:
+        if self._threads.left_behind > left_behind_before:
+            self._emitter.emit(AttemptOverran(lease, "thread", self._threads.left_behind))
 
     def _leave_if_still_there(self, running: RunningJob) -> None:
         if self._running.get(running.lease.key) is not running or running.asyncio_task is None:
             return
         running.given_up = True
+        running.close()
         task = running.asyncio_task
         self._left_behind.add(task)
         task.add_done_callback(self._left_behind.discard)
         self._emitter.emit(AttemptOverran(running.lease, running.definition.runner, len(self._left_behind)))
-        now = self._clock.wall()
-        error = decisions.timed_out(running.lease, running.timed_out or 0.0, now)
-        self._end(running, self._decided(running, error, now))
+        self._end(running, self._judged(running, asyncio.CancelledError()))
 
     # -- what comes of it ----------------------------------------------------------------------------------
 
@@ -286,15 +317,23 @@ class Executor:
         if running.asyncio_task is not None:
             while running.asyncio_task.cancelling():  # it has arrived; what follows is ours
                 running.asyncio_task.uncancel()
-        if running.given_up:
-            return Released()
+        return Released() if running.given_up else self._judged(running, error)
+
+    def _judged(self, running: RunningJob, error: BaseException) -> Outcome:
         if running.cancel_asked:
             return decisions.after_cancellation(error)
+        if isinstance(error, _Unfit):
+            return _dead("durableq.InvalidArguments", f"{error.__cause__}; edit the arguments and retry")
         now = self._clock.wall()
         if running.timed_out is not None:
+            if running.deadline_is_the_limit:  # it has passed by the timer, if not by the wall clock
+                now = max(now, running.lease.deadline_at or 0)
             cause = error
             error = decisions.timed_out(running.lease, running.timed_out, now)
-            error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
+            if isinstance(cause, asyncio.CancelledError):
+                error.__traceback__ = cause.__traceback__  # says where it hung
+            else:
+                error.__cause__ = cause
         return self._decided(running, error, now)
 
     def _decided(self, running: RunningJob, error: BaseException, now: int) -> Outcome:
@@ -309,25 +348,34 @@ class Executor:
         named = None if name is None else self._registry.policy_named(name)
         if name is not None and named is None:
             logger.warning("no retry policy is named %r here; that of %s decides", name, running.lease.task)
-        return named or running.definition.settings.policy
+        if named is None:
+            return running.definition.settings.policy
+        return running.definition.options(retry=named).settings.policy  # with what the code says of exception types
 
     async def _after_completion(self, running: RunningJob, outcome: Outcome) -> Outcome | Completed:
         """The task has written its success itself: see whether that was committed, whatever came afterwards."""
-        while True:
-            try:
-                state = await self._storage.state_of_lease(running.lease)
-                break
-            except StorageError as error:
-                logger.warning("cannot see whether job %s is completed, looking again: %s", running.lease.id, error)
-                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        state = await self._state_after_completion(running)
         if state is JobState.SUCCEEDED:
             if not isinstance(outcome, Succeeded):
                 logger.warning("job %s raised after its success was committed: %r", running.lease.id, outcome)
             return Completed()
         if state is JobState.RUNNING and isinstance(outcome, Succeeded):
             text = "the transaction of complete_within was not committed when the task returned"
-            return self._decided(running, CompletionRolledBack(text), self._clock.wall())
+            return self._judged(running, CompletionRolledBack(text))
         return outcome
+
+    async def _state_after_completion(self, running: RunningJob) -> JobState | None:
+        pause = 0.0
+        while True:
+            try:
+                await asyncio.sleep(pause)
+                return await self._storage.state_of_lease(running.lease)
+            except asyncio.CancelledError:  # too late for the task: what counts now is what was committed
+                if running.given_up:
+                    raise
+            except StorageError as error:
+                logger.warning("cannot see whether job %s is completed, looking again: %s", running.lease.id, error)
+            pause = _LOOK_AGAIN_SECONDS
 
 
 class _Unfit(Exception):

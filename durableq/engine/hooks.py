@@ -1,7 +1,8 @@
 """What an application hangs on its jobs: handlers of failures, callbacks, and middleware around every attempt.
 
-Handlers and callbacks run once what they tell of is stored, on the event loop (a ``def`` in a thread), at most once:
-a process that dies in between does not call them. One that raises is logged and harms nothing.
+Handlers and callbacks run once what they tell of is stored, on the event loop (a ``def`` in a daemon thread of ours),
+at most once: a process that dies in between does not call them. One that raises, whatever it raises, is logged and
+harms nothing; one that never ends holds neither the queue nor the process.
 """
 
 import asyncio
@@ -11,14 +12,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar
 
-import anyio.to_thread
+from pydantic_core import from_json
 
 from durableq.clock import to_datetime
 from durableq.context import CurrentJob
 from durableq.engine.decisions import RemoteFailure
+from durableq.engine.runners import ThreadRunner
 from durableq.errors import AttemptFailed, ConfigurationError
 from durableq.events import Emitter, JobDied, JobRetried, JobSucceeded
-from durableq.models import Failure, Job, JobError, JobState, Lease
+from durableq.models import PLAIN, Failure, Job, JobError, JobExtras, JobState, Lease
 from durableq.registry import AnyTask, Registry
 
 logger = logging.getLogger("durableq")
@@ -27,8 +29,12 @@ E = TypeVar("E", bound=BaseException)
 ExceptionHandler = Callable[[Job[Any], Any], Any]
 Middleware = Callable[[CurrentJob], AsyncIterator[None]]
 
+HANDLER_THREADS: Final = 8
+"""How many plain ``def`` handlers run at once; the rest wait for their turn."""
 _LEAVE_SECONDS: Final = 0.2
 """How long handlers may go on once the queue has stopped."""
+_CANCELLATION_SECONDS: Final = 0.05
+"""How long those that were cancelled then may take to clean up."""
 
 
 class Hooks:
@@ -38,8 +44,9 @@ class Hooks:
         self._registry = registry
         self._emitter = emitter
         self._handlers: dict[type[BaseException], ExceptionHandler] = {}
-        self._middleware: list[Callable[[CurrentJob], AbstractAsyncContextManager[None]]] = []
+        self.middleware: list[Callable[[CurrentJob], AbstractAsyncContextManager[None]]] = []
         self._calls: set[asyncio.Task[None]] = set()
+        self._threads: _Threads | None = None
         self._hears_successes = False
         emitter.subscribe(JobRetried, self._retried)
         emitter.subscribe(JobDied, self._died)
@@ -63,7 +70,7 @@ class Hooks:
                 "expected middleware to be an async generator function: 'async def timed(job): ...; yield; ...', "
                 f"got {middleware!r}"
             )
-        self._middleware.append(asynccontextmanager(middleware))
+        self.middleware.append(asynccontextmanager(middleware))
 
     def expect_successes(self) -> None:
         """Listen to successes too, now that some task has an ``on_success``: they are too many to hear in vain."""
@@ -73,20 +80,16 @@ class Hooks:
 
     # -- around an attempt ---------------------------------------------------------------------------------
 
-    @property
-    def has_middleware(self) -> bool:
-        return bool(self._middleware)
-
     async def around(self, job: CurrentJob, run: Callable[[], Awaitable[Any]]) -> Any:
         """Run an attempt inside all middleware. One that swallows the attempt's exception does not hide it."""
         failure: BaseException | None = None
         value: Any = None
         async with AsyncExitStack() as stack:
-            for middleware in self._middleware:
-                await stack.enter_async_context(middleware(job))
             try:
+                for middleware in self.middleware:
+                    await stack.enter_async_context(middleware(job))
                 value = await run()
-            except BaseException as error:
+            except BaseException as error:  # also of another middleware, before it came to the task
                 failure = error
                 raise
         if failure is not None:
@@ -136,31 +139,53 @@ class Hooks:
         return next((self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers), None)
 
     def _call_soon(self, function: Callable[..., Any], *args: Any) -> None:
-        call = asyncio.get_running_loop().create_task(_call(function, *args), name="durableq-handler")
+        loop = asyncio.get_running_loop()
+        if self._threads is None or self._threads.loop is not loop:
+            self._threads = _Threads(loop)
+        call = loop.create_task(_call(self._threads, function, *args), name="durableq-handler")
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
     async def finish(self) -> None:
-        """Wait a moment for handlers that still run, then cancel them."""
+        """Wait a moment for handlers that still run, then cancel them, and leave behind what does not end."""
         if self._calls:
             _, late = await asyncio.wait(self._calls, timeout=_LEAVE_SECONDS)
             for call in late:
                 call.cancel()
+            stubborn = (await asyncio.wait(late, timeout=_CANCELLATION_SECONDS))[1] if late else ()
+            for call in stubborn:
+                logger.error("a handler does not end though it was cancelled; it is left behind")
+                asyncio._unregister_task(call)  # or asyncio.run would wait for it for ever
+            self._calls.clear()
+        if self._threads is not None:
+            self._threads.runner.stop()
+            self._threads = None
+
+
+class _Threads:
+    """Threads for plain ``def`` handlers, apart from those that serve an application's routes."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.runner = ThreadRunner(HANDLER_THREADS)
+        self.room = asyncio.Semaphore(HANDLER_THREADS)
 
 
 def _is_exception_type(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
-async def _call(function: Callable[..., Any], *args: Any) -> None:
+async def _call(threads: _Threads, function: Callable[..., Any], *args: Any) -> None:
     try:
         if inspect.iscoroutinefunction(function):
             await function(*args)
         else:
-            result = await anyio.to_thread.run_sync(function, *args)
-            if inspect.isawaitable(result):
-                await result
-    except Exception:
+            async with threads.room:
+                await threads.runner.run(function, list(args), {})
+    except BaseException as error:  # also SystemExit: it would end the event loop
+        current = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and current is not None and current.cancelling():
+            raise
         logger.exception("a handler of job %s raised: %r", getattr(args[0], "id", "?"), function)
 
 
@@ -179,4 +204,12 @@ def _job_after(lease: Lease, state: JobState, failure: Failure | None, run_at: i
         attempt=lease.attempt,
         crashes=lease.crashes,
         error=None if failure is None else JobError(failure.type, failure.message),
+        extras=_extras_of(lease),
     )
+
+
+def _extras_of(lease: Lease) -> JobExtras:
+    if lease.settings is None:
+        return PLAIN
+    settings = from_json(lease.settings)
+    return JobExtras(tags=tuple(settings.get("tags", ())), headers=settings.get("headers", {}))

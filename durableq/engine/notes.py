@@ -7,6 +7,8 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from durableq.models import LeaseKey, Progress
@@ -48,6 +50,11 @@ class Notebook:
         logs = [self._logs[at] for at in range(min(len(self._logs), _AT_ONCE))]
         return Notes(tuple(self._progress.copy().items()), logs)
 
+    def unsaid(self, notes: Notes) -> set[LeaseKey]:
+        """Return whose lines did not fit into ``notes``: once they are settled, nothing is written for them."""
+        rest = self._logs.copy() if len(self._logs) > len(notes.logs) else ()
+        return {line[0] for line in islice(rest, len(notes.logs), None)}
+
     def written(self, notes: Notes) -> None:
         """Forget what was written; a newer word that came meanwhile stays."""
         for key, progress in notes.progress:
@@ -62,7 +69,8 @@ class Notebook:
         self._will_tell = True
         if threading.get_ident() == self._thread:
             self._loop.call_later(SOON_SECONDS, self._tell)
-        else:
+            return
+        with suppress(RuntimeError):  # the loop is closed: a thread that was left behind is still talking
             self._loop.call_soon_threadsafe(self._loop.call_later, SOON_SECONDS, self._tell)
 
     def _tell(self) -> None:

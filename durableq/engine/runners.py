@@ -1,6 +1,7 @@
 """Where a job's code runs: on the event loop, or in threads of our own."""
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import queue
@@ -29,14 +30,8 @@ class Slots(Protocol):
         ...
 
 
-class Runner(Slots, Protocol):
-    """Runs functions in this process."""
-
-    async def run(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any: ...
-
-
-class LoopRunner:
-    """Runs ``async def`` tasks on the event loop."""
+class LoopSlots:
+    """Room for ``async def`` tasks on the event loop. They need nothing else: the executor awaits them."""
 
     def __init__(self, limit: int) -> None:
         self.occupied = 0
@@ -45,9 +40,6 @@ class LoopRunner:
     @property
     def free(self) -> int:
         return self._limit - self.occupied
-
-    async def run(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
-        return await function(*args, **kwargs)
 
     def stop(self) -> None:
         pass
@@ -99,14 +91,19 @@ class ThreadRunner:
         """How many threads go on though nobody waits for them."""
         return self._abandoned
 
-    async def run(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    async def run(
+        self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], *, to_the_end: bool = False
+    ) -> Any:
+        """Call a function in a thread. Cancelled, it leaves the thread alone, unless it shall wait ``to_the_end``."""
         context = contextvars.copy_context()
         call = _Call(partial(context.run, function, *args, **kwargs), asyncio.get_running_loop())
         self._hand_over(call)
         try:
             await call.future
         except asyncio.CancelledError as cancellation:
-            if not call.finished:
+            if to_the_end:
+                await _ended(call)
+            elif not call.finished:
                 call.abandoned = True
                 call.replaced = cancellation.args == (OUT_OF_TIME,)
                 self._abandoned += 1
@@ -162,3 +159,11 @@ class ThreadRunner:
         elif not call.future.done():  # it is when the job was cancelled in this very turn of the loop
             # Not as the future's exception: asyncio treats some kinds, GeneratorExit for one, in ways of its own.
             call.future.set_result(None)
+
+
+async def _ended(call: _Call) -> None:
+    """Return when a call's thread has let go of it, however often the waiting is cancelled."""
+    while not call.finished:
+        call.future = call.loop.create_future()
+        with contextlib.suppress(asyncio.CancelledError):
+            await call.future

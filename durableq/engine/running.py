@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic_core import from_json
 
@@ -13,9 +14,15 @@ from durableq.codec import encode_result
 from durableq.engine.decisions import storable
 from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES, Notebook
 from durableq.engine.runners import Slots
+from durableq.errors import CollectorClosed, ConfigurationError
 from durableq.jobs import JobMaker
 from durableq.models import Job, Lease, Progress
+from durableq.options import TaskOptions, checked
 from durableq.registry import AnyTask
+
+FOLLOW_UPS: Final = 10_000
+"""Most jobs that one job may add: they are stored in one transaction, together with everybody's outcomes."""
+FOLLOW_UP_BYTES: Final = 16 * 1024 * 1024
 
 Complete = Callable[[Any, Lease, str | None, Sequence[Job[Any]]], Awaitable[None]]
 """(transaction of the application, lease, result, follow-up jobs): settle the lease in it."""
@@ -43,10 +50,14 @@ class RunningJob:
     """Somebody wants the job's end."""
     timed_out: float | None = None
     """Its limit in seconds, once that is over."""
+    deadline_is_the_limit = False
+    """The job's deadline comes before the attempt's timeout."""
     completes_itself = False
     """It has written its success in a transaction of its own."""
     asyncio_task: asyncio.Task[None] | None = None
-    follow_ups: tuple[Job[Any], ...] = ()
+    follow_ups: list[Job[Any]] = []  # noqa: RUF012 - replaced, never changed
+    _follow_up_bytes = 0
+    _is_closed = False
     _settings: dict[str, Any] | None = None
     _headers: MutableMapping[str, str] | None = None
     _lines = 0
@@ -97,7 +108,7 @@ class RunningJob:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        return () if self.lease.tags is None else tuple(from_json(self.lease.tags))
+        return tuple(self.settings.get("tags", ()))
 
     @property
     def headers(self) -> MutableMapping[str, str]:
@@ -111,8 +122,10 @@ class RunningJob:
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
         text = None if message is None else storable(str(message)[:LINE_CHARACTERS])
-        latest = Progress(float(done), None if total is None else float(total), text)
-        self._services.notebook.progress(self.lease.key, latest)
+        done, total = float(done), None if total is None else float(total)
+        if math.isfinite(done):  # what is not says nothing, and JSON has no word for it
+            known = total is not None and math.isfinite(total)
+            self._services.notebook.progress(self.lease.key, Progress(done, total if known else None, text))
 
     def log(self, message: str) -> None:
         self._lines += 1
@@ -122,20 +135,39 @@ class RunningJob:
         self._services.notebook.log(self.lease.key, self._lines, self._services.clock.wall(), storable(text))
 
     def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
+        if self._is_closed:
+            raise CollectorClosed(
+                f"job {self.id} has ended, or has completed itself: what it adds now would never be stored; add it "
+                "before, or with 'await dq.add_task(...)'"
+            )
         job = self._services.maker.new(fn, args, kwargs, headers=self._inherited())
-        self.follow_ups = (*self.follow_ups, job)
+        self._follow_up_bytes += len(job.args_json)
+        if len(self.follow_ups) >= FOLLOW_UPS or self._follow_up_bytes > FOLLOW_UP_BYTES:
+            raise ConfigurationError(
+                f"expected at most {FOLLOW_UPS:,} follow-up jobs and {FOLLOW_UP_BYTES:,} bytes of arguments from one "
+                "job: they are stored in one transaction; add some that add the rest, or use 'await dq.add_tasks(...)'"
+            )
+        self.add_job(job)
         return job
 
     async def complete_within(self, transaction: Any, *, result: Any = None) -> None:
         result_json, _ = encode_result(result, self._services.max_result_bytes)
-        await self._services.complete(transaction, self.lease, result_json, self.follow_ups)
+        await self._services.complete(transaction, self.lease, result_json, tuple(self.follow_ups))
         self.completes_itself = True
+        self.close()
 
-    # -- for the process runner ----------------------------------------------------------------------------
+    # -- for the engine ------------------------------------------------------------------------------------
+
+    def close(self) -> tuple[Job[Any], ...]:
+        """Take no more follow-up jobs, and return those that came."""
+        self._is_closed = True
+        return tuple(self.follow_ups)
 
     def add_job(self, job: Job[Any]) -> None:
-        """Take in a follow-up job that was made in a child process."""
-        self.follow_ups = (*self.follow_ups, job)
+        """Take in a follow-up job, one that was made in a child process for instance."""
+        if not self.follow_ups:
+            self.follow_ups = []
+        self.follow_ups.append(job)
 
     def facts(self) -> dict[str, Any]:
         """What a child process is told of the job."""
@@ -152,6 +184,6 @@ class RunningJob:
 
     def _inherited(self) -> Mapping[str, str] | None:
         """The headers for follow-up jobs, without parsing anything for the many jobs that have none."""
-        if self._headers is None and self.lease.settings is None:
-            return None
-        return self.headers
+        if self._headers is None:
+            return None if self.lease.settings is None else self.settings.get("headers")
+        return checked(TaskOptions, {"headers": self._headers}).headers  # whatever was put in there

@@ -15,7 +15,7 @@ from durableq.engine.executor import Executor
 from durableq.engine.hooks import Hooks
 from durableq.engine.notes import Notebook
 from durableq.engine.processes import ProcessRunner
-from durableq.engine.runners import LoopRunner
+from durableq.engine.runners import LoopSlots, ThreadRunner
 from durableq.engine.running import Services
 from durableq.events import Emitter
 from durableq.jobs import JobMaker
@@ -30,13 +30,14 @@ class Bench:
 
     def __init__(self, database: Path) -> None:
         self.registry = Registry(None)
-        self.runner = LoopRunner(1_000_000)
+        self.runner = LoopSlots(1_000_000)
         self.outcomes: list[tuple[Lease, Outcome | Completed]] = []
         emitter, clock = Emitter(), SystemClock()
         maker = JobMaker(registry=self.registry, clock=clock, max_payload_bytes=1000)
         self.executor = Executor(
             registry=self.registry,
-            runners={"loop": self.runner},
+            loop=self.runner,
+            threads=ThreadRunner(1),
             processes=ProcessRunner(1),
             emitter=emitter,
             hooks=Hooks(self.registry, emitter),

@@ -98,16 +98,10 @@ class Exchange(_Operation):
     reply: Reply
     worker_id: int
     settlement: Settlement
-    first_due: int | None
-    has_queued: bool
-    has_final: bool = False
-    """Whether a job is finished by it."""
     progress: str | None = None
     """A JSON array of what running jobs said about their progress."""
     logs: str | None = None
     """A JSON array of the lines that they logged."""
-    follow_ups: Sequence[tuple[int, Sequence[Job[Any]]]] = ()
-    """By ``seq``: jobs to be stored if the success of the one that added them is."""
     schema_of: Callable[[str], str | None] = lambda name: None
     lanes: tuple[tuple[str, int], ...] = ()
     """Per runner: the tasks as a JSON array, and how many jobs."""
@@ -319,12 +313,13 @@ class GroupRunner:
         self, connection: sqlite3.Connection, operation: Exchange, effects: Effects, *, careful: bool = False
     ) -> tuple[list[int], str]:
         self._take_notes(connection, operation)
-        careful = careful or bool(operation.follow_ups)
-        lost = self._settle(connection, operation, effects, careful=careful) if operation.settlement.count else []
-        effects.made_work |= operation.has_queued
-        effects.finished |= operation.has_final
-        effects.due(operation.first_due)
-        effects.written_bytes += operation.settlement.size
+        settlement = operation.settlement
+        careful = careful or bool(settlement.follow_ups)
+        lost = self._settle(connection, operation, effects, careful=careful) if settlement.count else []
+        effects.made_work |= settlement.has_queued
+        effects.finished |= settlement.has_final
+        effects.due(settlement.first_due)
+        effects.written_bytes += settlement.size
         return lost, (self._claim(connection, operation) if operation.claims else "[]")
 
     def _take_notes(self, connection: sqlite3.Connection, operation: Exchange) -> None:
@@ -343,10 +338,11 @@ class GroupRunner:
             text = connection.execute(SQL["lost_leases"], {"outcomes": operation.settlement.outcomes}).fetchone()[0]
             lost = json.loads(text)
         now = self._wall()
-        settled = settle(connection, operation.settlement, now)
-        if settled + len(lost) != operation.settlement.count:
+        written = settle(connection, operation.settlement, now)
+        if written.held + len(lost) != operation.settlement.count:
             raise Irregular("some leases no longer hold" if not careful else "the settle count does not add up")
-        follow_ups = [job for seq, jobs in operation.follow_ups if seq not in lost for job in jobs]
+        effects.finished |= written.cancelled > 0
+        follow_ups = [job for seq, jobs in operation.settlement.follow_ups if seq not in lost for job in jobs]
         if follow_ups:  # after the settle, which gives unique keys back. What is there stands: nobody is left to mind
             addition = make_insert([Addition(follow_ups, NoReply())], operation.schema_of)
             self._insert(connection, [addition], effects, refuses=False)

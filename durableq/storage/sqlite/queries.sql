@@ -104,8 +104,7 @@ SELECT min(run_at) FROM durableq_jobs WHERE state = 'scheduled';
 -- (Put together once per lane, see statements.py.)
 SELECT * FROM (
     SELECT seq, lease_no + 1 AS lease_no, id, task, queue, args, checksum, attempt + 1 AS attempt,
-        max_attempts, crashes, created_at, priority,
-        expires_at, deadline_at, tags, settings
+        max_attempts, crashes, created_at, priority, expires_at, deadline_at, settings
     FROM durableq_jobs
     WHERE state = 'queued' AND crashes = 0
         AND queue IN (SELECT value FROM json_each(:queues))
@@ -118,8 +117,7 @@ SELECT * FROM (
 -- One job that has crashed a process before. Index: suspect.
 SELECT * FROM (
     SELECT seq, lease_no + 1 AS lease_no, id, task, queue, args, checksum, attempt + 1 AS attempt,
-        max_attempts, crashes, created_at, priority,
-        expires_at, deadline_at, tags, settings
+        max_attempts, crashes, created_at, priority, expires_at, deadline_at, settings
     FROM durableq_jobs
     WHERE state = 'queued' AND crashes > 0
         AND queue IN (SELECT value FROM json_each(:queues))
@@ -221,18 +219,17 @@ WHERE durableq_jobs.seq = outcome.seq AND durableq_jobs.state IN ('blocked', 'sc
 -- What waits though its time to start, or to finish, is over. Index: expiring, deadline. (Each limited by itself, so
 -- that a hundred thousand of them cost no more than a few.)
 SELECT seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at, priority,
-    CASE WHEN started_at IS NULL THEN expires_at END, deadline_at, tags, settings
+    expires_at, deadline_at, settings
 FROM durableq_jobs WHERE seq IN (
     SELECT * FROM (
         SELECT seq FROM durableq_jobs
-        WHERE expires_at <= :now AND started_at IS NULL AND finished_at IS NULL
-            AND state IN ('blocked', 'scheduled', 'queued')
+        WHERE expires_at <= :now AND state IN ('blocked', 'scheduled', 'queued')
         LIMIT :limit
     )
     UNION
     SELECT * FROM (
         SELECT seq FROM durableq_jobs
-        WHERE deadline_at <= :now AND finished_at IS NULL AND state IN ('blocked', 'scheduled', 'queued')
+        WHERE deadline_at <= :now AND state IN ('blocked', 'scheduled', 'queued')
         LIMIT :limit
     )
 ) LIMIT :limit;
@@ -291,7 +288,7 @@ SELECT id, pid, boot_id, expires_at FROM durableq_workers;
 -- name: leases_of_worker
 -- Everything a worker holds. Index: running.
 SELECT seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at, priority,
-    NULL, deadline_at, tags, settings
+    NULL, deadline_at, settings
 FROM durableq_jobs WHERE state = 'running' AND worker_id = :worker_id ORDER BY seq;
 
 -- name: strays
@@ -385,7 +382,7 @@ INSERT INTO durableq_audit (at, who, action, job_id, detail) VALUES (:now, :who,
 -- The columns of models.Job, in the order of rows.job_from_row.
 SELECT id, task, queue, priority, state, args, max_attempts, created_at, run_at, attempt, crashes, started_at,
     finished_at, result, error_type, error_message, expires_at, deadline_at, unique_key, unique_covers, result_ttl,
-    tags, settings, progress, cancel_requested_at, seq
+    tags, settings, progress, CASE WHEN state = 'running' THEN cancel_requested_at END, seq
 FROM durableq_jobs
 
 -- name: by_id

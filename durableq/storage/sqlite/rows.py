@@ -65,6 +65,7 @@ def _settings_json(job: Job[Any]) -> str | None:
         "expires": None if extras.expires_at is None else extras.expires_at - created_at,
         "deadline": None if extras.deadline_at is None else extras.deadline_at - created_at,
         "unique": None if extras.unique is None else extras.unique.key,
+        "tags": extras.tags or None,
         "headers": extras.headers or None,
         "retry": extras.retry,
         "result_ttl": extras.result_ttl,

@@ -8,8 +8,9 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
-from durableq.models import Cancelled, Lease, Outcome
+from durableq.models import Cancelled, Job, Lease, Outcome, Succeeded
 from durableq.storage.protocol import Plan
 from durableq.storage.sqlite import rows
 from durableq.storage.sqlite.statements import SQL
@@ -19,7 +20,7 @@ Settled = Sequence[tuple[Lease, Outcome]]
 
 @dataclass(slots=True)
 class Settlement:
-    """Outcomes for leases, encoded."""
+    """Outcomes for leases, encoded, and what follows from them."""
 
     outcomes: str = "[]"
     count: int = 0
@@ -29,40 +30,74 @@ class Settlement:
     """Those that go back to waiting, by ``seq``."""
     special: str | None = None
     """Those whose end has to be noted in further columns, by ``seq``."""
+    follow_ups: Sequence[tuple[int, Sequence[Job[Any]]]] = ()
+    """By ``seq``: jobs to be stored if the success of the one that added them is."""
+    first_due: int | None = None
+    """When the first of those that go back is due."""
+    has_queued: bool = False
+    """Whether one of them may run at once."""
+    has_final: bool = False
+    """Whether a job is finished by it."""
 
     @property
     def size(self) -> int:
         return len(self.outcomes) + len(self.attempts or "")
 
 
-NOTHING = Settlement()
+NOTHING: Final = Settlement()
 
 
 def settlement_of(settled: Settled, now: int) -> Settlement:
     """Encode outcomes. ``now`` is wall time in microseconds."""
     if not settled:
         return NOTHING
+    settlement = Settlement(rows.outcomes_json(settled, now), len(settled))
+    special = [lease.seq for lease, _ in settled if lease.settings is not None]
+    if all(type(outcome) is Succeeded for _, outcome in settled):  # as it mostly is: nothing else to look for
+        settlement.has_final = True
+    else:
+        special += _add_the_others(settlement, settled, now)
+    if special:
+        settlement.special = json.dumps(special)
+    settlement.follow_ups = [
+        (lease.seq, outcome.follow_ups)
+        for lease, outcome in settled
+        if type(outcome) is Succeeded and outcome.follow_ups
+    ]
+    return settlement
+
+
+def _add_the_others(settlement: Settlement, settled: Settled, now: int) -> list[int]:
+    """Note what follows from outcomes that are no successes; return those to be looked at again."""
     waiting = [lease.seq for lease, outcome in settled if not rows.is_final(outcome)]
-    special = [lease.seq for lease, outcome in settled if lease.settings is not None or type(outcome) is Cancelled]
-    return Settlement(
-        outcomes=rows.outcomes_json(settled, now),
-        count=len(settled),
-        attempts=rows.attempts_json(settled),
-        waiting=json.dumps(waiting) if waiting else None,
-        special=json.dumps(special + waiting) if special or waiting else None,
-    )
+    settlement.attempts = rows.attempts_json(settled)
+    settlement.waiting = json.dumps(waiting) if waiting else None
+    settlement.first_due = min(filter(None, (rows.next_run(outcome) for _, outcome in settled)), default=None)
+    settlement.has_queued = any(rows.is_ready_again(outcome, now) for _, outcome in settled)
+    settlement.has_final = len(waiting) < len(settled)
+    return waiting + [lease.seq for lease, outcome in settled if type(outcome) is Cancelled]
 
 
-def settle(connection: sqlite3.Connection, settlement: Settlement, now: int) -> int:
-    """Write outcomes, fenced; return how many leases still held."""
+class Written(NamedTuple):
+    """What a settlement found."""
+
+    held: int
+    """How many leases still held."""
+    cancelled: int = 0
+    """How many jobs did not go back to waiting, because their end had been asked for."""
+
+
+def settle(connection: sqlite3.Connection, settlement: Settlement, now: int) -> Written:
+    """Write outcomes, fenced."""
     if settlement.attempts is not None:
         connection.execute(SQL["insert_attempts"], {"attempts": settlement.attempts, "now": now})
-    settled = connection.execute(SQL["settle"], {"outcomes": settlement.outcomes}).rowcount
+    held = connection.execute(SQL["settle"], {"outcomes": settlement.outcomes}).rowcount
+    cancelled = 0
     if settlement.waiting is not None:
-        connection.execute(SQL["cancel_as_asked"], {"seqs": settlement.waiting, "now": now})
+        cancelled = connection.execute(SQL["cancel_as_asked"], {"seqs": settlement.waiting, "now": now}).rowcount
     if settlement.special is not None:
         connection.execute(SQL["note_end"], {"seqs": settlement.special})
-    return settled
+    return Written(held, cancelled)
 
 
 def completion(settlement: Settlement) -> Plan[bool]:

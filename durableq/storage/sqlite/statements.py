@@ -7,7 +7,7 @@ from typing import Final
 _MARK: Final = "-- name: "
 _LEASE_COLUMNS: Final = (
     "seq, lease_no, id, task, queue, args, checksum, attempt, max_attempts, crashes, created_at, "
-    "priority, expires_at, deadline_at, tags, settings"
+    "priority, expires_at, deadline_at, settings"
 )
 
 

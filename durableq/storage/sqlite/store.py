@@ -136,7 +136,7 @@ class SqliteStorage:
         writer.unlisten(self)
         self._take_down_doorbells()
         try:
-            await self._transact(self._liveness.deregister, makes_work=_always)
+            await self._transact(self._liveness.deregister, makes_work=_always, finishes=_always)
         finally:
             # Should the row have stayed, the freed byte lets any other worker reap it at once.
             self._liveness.let_go()
@@ -195,14 +195,6 @@ class SqliteStorage:
             reply=reply,
             worker_id=self._liveness.worker_id or 0,
             settlement=settling.settlement_of(settled, now),
-            first_due=min(filter(None, (rows.next_run(outcome) for _, outcome in settled)), default=None),
-            has_queued=any(rows.is_ready_again(outcome, now) for _, outcome in settled),
-            has_final=any(rows.is_final(outcome) for _, outcome in settled),
-            follow_ups=[
-                (lease.seq, outcome.follow_ups)
-                for lease, outcome in settled
-                if isinstance(outcome, Succeeded) and outcome.follow_ups
-            ],
             schema_of=self._schema_of,
         )
         if claim is not None:
@@ -214,7 +206,7 @@ class SqliteStorage:
     def renew(self, expires_at: int, held: Collection[LeaseKey] | None) -> bool:
         reply = ThreadReply()
         run = partial(self._liveness.renew, expires_at=expires_at, held=held, missing_before=self._missing)
-        self._writer.submit(Transact(reply=reply, run=run, urgent=True, makes_work=_handed_back))
+        self._writer.submit(Transact(reply=reply, run=run, urgent=True, makes_work=_handed_back, finishes=_handed_back))
         renewal: Renewal = reply.wait()
         self._missing = renewal.missing
         return renewal.holds
