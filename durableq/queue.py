@@ -69,8 +69,6 @@ class RegisterTask(Protocol):
     """What ``@dq.task(...)`` gives: makes a function, or a class with a ``run``, a task of the same signature."""
 
     @overload
-    def __call__(self, cls: type[AsyncTaskClass[P, R]], /) -> Task[P, Coroutine[Any, Any, R]]: ...
-    @overload
     def __call__(self, cls: type[TaskClass[P, R]], /) -> Task[P, R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
@@ -161,8 +159,6 @@ class DurableQ:
 
     # -- tasks ---------------------------------------------------------------------------------------------
 
-    @overload
-    def task(self, cls: type[AsyncTaskClass[P, R]], /) -> Task[P, Coroutine[Any, Any, R]]: ...
     @overload
     def task(self, cls: type[TaskClass[P, R]], /) -> Task[P, R]: ...
     @overload
@@ -321,7 +317,10 @@ class DurableQ:
         rollback neither; the worker wakes on the commit. Raises `QueueNotRunning`, and at ``add_task``
         `TransactionRefused`.
         """
-        return outbox.outbox_for(self._storage_here(), self._maker, self.settings.durability, transaction)
+        run = self._life.run  # of whichever thread: a sync session is mostly used in those of def routes
+        if run is None:
+            raise QueueNotRunning(f"{self!r} is not running; start it with FastAPI(lifespan=dq.lifespan)")
+        return outbox.outbox_for(run.storage, self._maker, self.settings.durability, transaction)
 
     def new_job(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[Any]:
         """Check and encode a call, and return the job that it would be. No I/O; nothing is stored yet."""
