@@ -228,7 +228,7 @@ class ResultCodec:
     @cached_property
     def _adapter(self) -> TypeAdapter[Any] | None:
         try:
-            hint: Any = typing.get_type_hints(inspect.unwrap(self._function), include_extras=True).get("return", Any)
+            hint: Any = typing.get_type_hints(self._function, include_extras=True).get("return", Any)
             # In a list, for pydantic takes no configuration for a model or a dataclass alone.
             return TypeAdapter(list[hint], config=_RESULTS)
         except Exception:  # what its author did not mean for pydantic comes back as JSON has it

@@ -22,7 +22,10 @@ ENVIRONMENT_PREFIX: Final = "DURABLEQ_"
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """Of a queue: up to 200 characters, none of them a control character."""
-Duration = Annotated[timedelta, Field(gt=timedelta(0))]
+LONGEST: Final = timedelta(days=36_525)
+"""A hundred years: what is counted from now then still fits a datetime."""
+Duration = Annotated[timedelta, Field(gt=timedelta(0), le=LONGEST)]
+Key = Annotated[str, Field(min_length=1, max_length=1_000)]
 Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -38,6 +41,11 @@ RunnerName = Literal["loop", "thread", "process"]
 Callback = Callable[..., Any]
 
 
+class _PlainUnique(_Options):
+    key: Key | None
+    period: Annotated[timedelta, Field(le=LONGEST)] | None
+
+
 @dataclass(frozen=True)
 class Unique:
     """What makes two jobs of a task the same, and what to do with the second.
@@ -50,7 +58,7 @@ class Unique:
     """
 
     args: Sequence[str] | None = None
-    period: timedelta | None = None
+    period: timedelta | float | None = None
     states: Collection[JobState | str] = UNFINISHED
     on_conflict: OnConflict = "return"
     key: str | None = None
@@ -60,7 +68,9 @@ class Unique:
             raise ConfigurationError(f"expected Unique(args=...) to be a list of names, got the text {self.args!r}")
         if self.args is not None and self.key is not None:
             raise ConfigurationError("expected Unique(args=...) or Unique(key=...), got both")
-        if self.period is not None and self.period <= timedelta(0):
+        plain = checked(_PlainUnique, {"key": self.key, "period": self.period})
+        object.__setattr__(self, "period", plain.period)  # seconds are a duration from now on
+        if plain.period is not None and plain.period <= timedelta(0):
             raise ConfigurationError(f"expected Unique(period=...) to be longer than nothing, got {self.period}")
         if self.on_conflict not in ("return", "replace", "raise"):
             raise ConfigurationError(
@@ -129,7 +139,6 @@ class QueueSettings(TypedDict, total=False):
 
 
 Text = Annotated[str, Field(min_length=1, max_length=200)]
-Key = Annotated[str, Field(min_length=1, max_length=1_000)]
 _Exceptions = tuple[type[BaseException], ...]
 CODE_OPTIONS: Final = frozenset({"retry_on", "give_up_on", "runner", "on_success", "on_retry", "on_dead"})
 """What belongs to the task as it is deployed: no row can hold it, so no single call can change it."""
@@ -148,7 +157,7 @@ class TaskOptions(_Options):
     max_attempts: Annotated[int, Field(ge=1, le=1_000_000)] = 5
     """Total tries, the first included."""
     retry: RetryPolicy = DEFAULT_POLICY
-    delay: Annotated[timedelta, Field(ge=timedelta(0))] | None = None
+    delay: Annotated[timedelta, Field(ge=timedelta(0), le=LONGEST)] | None = None
     """Earliest start, counted from ``add_task``."""
     run_at: AwareDatetime | None = None
     """Earliest start, as a moment."""
@@ -162,7 +171,7 @@ class TaskOptions(_Options):
     """A key that only one unfinished job of the task may hold, or a `Unique` that says more."""
     idempotency_key: Key | None = None
     """Jobs of the task with one key are one job: its id is derived from it. Until it is pruned."""
-    result_ttl: Annotated[timedelta, Field(ge=timedelta(0))] | None = None
+    result_ttl: Annotated[timedelta, Field(ge=timedelta(0), le=LONGEST)] | None = None
     """How long the return value is kept; 0: not at all; None: as long as the job."""
     tags: Annotated[tuple[Text, ...], Field(max_length=50)] = ()
     """Words to find the job by."""

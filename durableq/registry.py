@@ -119,8 +119,8 @@ class Registry:
             raise ConfigurationError(f"expected aliases to be a list of names, got the text {aliases!r}")
         names: tuple[Any, ...] = (name, *aliases)
         for one in names:
-            if not isinstance(one, str) or not one:
-                raise ConfigurationError(f"expected the names of a task to be texts, and not empty, got {one!r}")
+            if not (isinstance(one, str) and one and one.isprintable()):
+                raise ConfigurationError(f"expected the names of a task to be printable texts, got {one!r}")
             self._require_free(one, function, target)
         task = self._remember(self._make_task(function, name, settings), target)
         self._by_name.update(dict.fromkeys(names, task))

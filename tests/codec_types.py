@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from durableq.codec import ArgumentsCodec
+from durableq.codec import ArgumentsCodec, ResultCodec
 from durableq.errors import InvalidArguments
 
 LIMIT = 1_000_000
@@ -73,6 +73,16 @@ class Settings(TypedDict, total=False):
     depth: int
 
 
+class Data(TypedDict):
+    data: bytes
+
+
+@dataclass
+class Scan:
+    image: bytes
+    more: Data
+
+
 def codec_of(hint: Any, default: Any = ...) -> ArgumentsCodec:
     """The codec of ``def work(value: hint)``."""
 
@@ -82,6 +92,15 @@ def codec_of(hint: Any, default: Any = ...) -> ArgumentsCodec:
     if default is not ...:
         work.__defaults__ = (default,)
     return ArgumentsCodec(work, "tasks:work")
+
+
+def result_codec_of(hint: Any) -> ResultCodec:
+    """The codec of what ``def work() -> hint`` returns."""
+
+    def work() -> Any: ...
+
+    work.__annotations__ = {"return": hint}
+    return ResultCodec(work)
 
 
 def round_trip(hint: Any, value: Any) -> Any:

@@ -2,18 +2,21 @@
 
 import json
 import math
+import socket
 import sys
 import uuid
+from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
 
-from durableq.codec import ArgumentsCodec, checksum, encode_result
-from durableq.errors import InvalidArguments, InvalidTask
+from durableq.codec import ArgumentsCodec, ResultCodec, checksum, encode_result
+from durableq.errors import ConfigurationError, InvalidArguments, InvalidTask, ResultUnavailable
 from tests.codec_types import (
     LIMIT,
     Address,
@@ -22,11 +25,14 @@ from tests.codec_types import (
     Level,
     Pair,
     Person,
+    Photo,
     Point,
+    Scan,
     Settings,
     codec_of,
     nested,
     refusal,
+    result_codec_of,
     round_trip,
 )
 
@@ -189,6 +195,58 @@ class TestBinding:
             codec_of(Connection)
 
 
+class TestInjected:
+    """Parameters that are injected when the task runs are no part of what is stored."""
+
+    def codec(self, function: Callable[..., Any]) -> ArgumentsCodec:
+        return ArgumentsCodec(function, "tasks:work", frozenset({"db"}))
+
+    def test_the_others_keep_their_places(self) -> None:
+        def work(to: str, db: object, copies: int = 1) -> None: ...
+
+        codec = self.codec(work)
+        stored = codec.encode(("ann", 2), {}, LIMIT)
+        assert json.loads(stored) == {"to": "ann", "copies": 2}
+        assert codec.decode(stored) == ([], {"to": "ann", "copies": 2})
+        assert set(codec.json_schema()["properties"]) == {"to", "copies"}
+        with pytest.raises(InvalidArguments, match="at most 2 positional arguments, got 3"):
+            codec.encode(("ann", object(), 2), {}, LIMIT)
+
+    def test_no_job_brings_its_own(self) -> None:
+        def work(to: str, *, db: object) -> None: ...
+
+        def take(to: str, *, db: object, **more: int) -> None: ...
+
+        for function in (work, take):
+            with pytest.raises(InvalidArguments, match="'db' is injected when the task runs; leave it out") as caught:
+                self.codec(function).encode(("ann",), {"db": 1}, LIMIT)
+            assert caught.value.argument == "db"
+
+    def test_their_types_need_not_be_json(self) -> None:
+        class Connection: ...
+
+        def work(to: str, *, db: Connection) -> None: ...
+
+        work.__annotations__["db"] = Connection
+        assert self.codec(work).encode(("ann",), {}, LIMIT) == '{"to":"ann"}'
+        with pytest.raises(InvalidTask, match="schema"):
+            ArgumentsCodec(work, "tasks:work")
+
+    def test_they_are_not_found_in_what_was_edited(self) -> None:
+        def work(to: str, *, db: object) -> None: ...
+
+        with pytest.raises(InvalidArguments, match="unknown argument 'db'"):
+            self.codec(work).encode_object({"to": "ann", "db": 1}, LIMIT)
+
+    def test_they_cannot_be_named_as_arguments(self) -> None:
+        def work(to: str, *, db: object) -> None: ...
+
+        codec = self.codec(work)
+        codec.require_names(["to"], "Unique(args=...)")
+        with pytest.raises(ConfigurationError, match=r"tasks:work has no argument 'db', named in Unique\(args=...\)"):
+            codec.require_names(["to", "db"], "Unique(args=...)")
+
+
 class TestReadingBack:
     @pytest.mark.parametrize("stored", ["{}", '{"value": "x"}', '{"value": 1, "other": 2}', "[1]", "nonsense", ""])
     def test_arguments_that_no_longer_fit_are_refused(self, stored: str) -> None:
@@ -261,6 +319,96 @@ class TestResults:
         assert "limit is 100" in reason
         assert stored is not None
         assert json.loads(stored)["durableq:not-storable"] == reason
+
+    @pytest.mark.parametrize("value", [nested(200), nested(250), 10**4301, {"a": [10**5000]}], ids=lambda _: "")
+    def test_a_result_that_would_not_be_read_back_leaves_a_marker(self, value: Any) -> None:
+        stored, reason = encode_result(value, LIMIT)
+        assert reason is not None
+        assert stored is not None
+        assert json.loads(stored)["durableq:not-storable"] == reason
+
+    @pytest.mark.parametrize("value", [nested(199), 10**4299, "x" * 100_000, [{}] * 1_000], ids=lambda _: "")
+    def test_a_large_result_is_kept(self, value: Any) -> None:
+        stored, reason = encode_result(value, LIMIT)
+        assert reason is None
+        assert result_codec_of(Any).decode(stored) == value
+
+
+class TestDeclaredResults:
+    """A stored result is rebuilt to the type that the task declares to return."""
+
+    @pytest.mark.parametrize(
+        ("hint", "value"),
+        [
+            (int, 3),
+            (None, None),
+            (str | None, None),
+            (bytes, b"abcd"),
+            (bytes, b"\xff\x00"),
+            (list[bytes], [b"\xff"]),
+            (datetime, datetime(2026, 3, 29, 2, 30, tzinfo=UTC)),
+            (timedelta, timedelta(days=2, microseconds=1)),
+            (Decimal, Decimal("1.10")),
+            (uuid.UUID, uuid.UUID(int=7)),
+            (Path, Path("/tmp/a b")),
+            (Colour, Colour.BLUE),
+            (Point, Point(1, 2.5)),
+            (Scan, Scan(b"\xff", {"data": b"\x80"})),
+            (dict[str, Scan], {"a": Scan(b"abcd", {"data": b""})}),
+            (Person, Person(name="Zoë", addresses=[Address(street="a", since=datetime(2026, 1, 1, tzinfo=UTC))])),
+            (Photo, Photo(data=b"abcd")),
+            (list[Person], [Person(name="a"), Person(name="b")]),
+            (Envelope[Point], Envelope[Point](content=Point(1))),
+            (Pair, Pair(1, "r")),
+            (tuple[int, str], (1, "a")),
+            (set[int], {1, 2}),
+            (dict[date, int], {date(2026, 1, 1): 1}),
+            (Annotated[int, Field(gt=0)], 5),
+            (int | str, "3"),
+            (Any, {"a": [1, None]}),
+            (object, [1]),
+        ],
+    )
+    def test_a_value_comes_back_as_its_declared_type(self, hint: Any, value: Any) -> None:
+        back = result_codec_of(hint).decode(encode_result(value, LIMIT)[0])
+        assert back == value
+        assert type(back) is type(value)
+
+    def test_what_declares_no_type_comes_back_as_json_has_it(self) -> None:
+        def undeclared():  # type: ignore[no-untyped-def]
+            ...
+
+        assert ResultCodec(undeclared).decode('{"x": 1, "y": 0.5}') == {"x": 1, "y": 0.5}
+
+    @pytest.mark.parametrize("hint", [socket.socket, "NobodyKnows", Awaitable[int]], ids=repr)
+    def test_a_type_that_pydantic_does_not_know_comes_back_as_json_has_it(self, hint: Any) -> None:
+        """Nobody asked for one when the task was registered, so it is no reason to lose the value."""
+        assert result_codec_of(hint).decode("[1]") == [1]
+
+    def test_the_declaration_under_all_wrappers_counts(self) -> None:
+        async def work() -> Point:
+            return Point(0)
+
+        @wraps(work)
+        def wrapper(*args: Any, **kwargs: Any) -> Any: ...
+
+        assert ResultCodec(wrapper).decode('{"x":1,"y":2.5}') == Point(1, 2.5)
+
+    def test_what_was_not_stored_says_why(self) -> None:
+        for hint in (int, Any):
+            with pytest.raises(ResultUnavailable, match="succeeded, but its result was not stored: a float cannot be"):
+                result_codec_of(hint).decode(encode_result(math.nan, LIMIT)[0])
+
+    @pytest.mark.parametrize(("hint", "stored"), [(int, '"x"'), (Point, '{"y":1}'), (Person, "[]"), (Colour, '"teal"')])
+    def test_what_an_earlier_version_returned_may_no_longer_fit(self, hint: Any, stored: str) -> None:
+        with pytest.raises(ResultUnavailable, match="is not what the task declares to return"):
+            result_codec_of(hint).decode(stored)
+
+    @pytest.mark.parametrize("stored", ["", "nonsense", "[" * 300 + "]" * 300, "1] [2"])
+    def test_a_damaged_result_cannot_be_read(self, stored: str) -> None:
+        for hint in (list[int], Any):
+            with pytest.raises(ResultUnavailable, match="the stored result cannot be read"):
+                result_codec_of(hint).decode(stored)
 
 
 def test_a_flipped_bit_changes_the_checksum() -> None:

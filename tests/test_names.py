@@ -37,6 +37,33 @@ def say(*functions):
 """
 SAY = "\nsay()\n"
 
+LOADED_BY_NAME = """
+def load_as_uvicorn_does():
+    import uvicorn
+
+    config = uvicorn.Config("main:app")
+    config.load()
+    import main
+
+    assert main is not sys.modules["__main__"]
+    assert main.dq.find_task("main:name_of").function is main.name_of
+    main.say()
+
+
+async def app(scope, receive, send): ...
+
+
+if __name__ == "__main__":
+    import multiprocessing
+
+    if sys.argv[1:] == ["reload"]:
+        child = multiprocessing.get_context("spawn").Process(target=load_as_uvicorn_does)
+        child.start()
+        child.join()
+        sys.exit(child.exitcode)
+    load_as_uvicorn_does()
+"""
+
 
 def started(directory: Path, *commands: list[str], path: Path | None = None) -> list[list[str]]:
     """Start Python once for each command, side by side, and return what each said."""
@@ -74,6 +101,22 @@ def test_a_module_in_a_package_has_one_name_however_it_is_started(tmp_path: Path
     )
     inside = started(tmp_path / "shop" / "backend", ["main.py"], ["-m", "main"])
     assert outside + inside == [["shop.backend.main:work", "shop.backend.main:decorated"]] * 5
+
+
+def test_a_program_that_has_uvicorn_load_it_by_its_name_has_the_tasks_of_that(tmp_path: Path) -> None:
+    """``uvicorn.run("main:app")`` in main.py loads main.py a second time; with ``reload=True``, in a child process."""
+    write(tmp_path / "main.py", MAIN + LOADED_BY_NAME)
+    assert started(tmp_path, ["main.py"], ["main.py", "reload"]) == [["main:work", "main:decorated"]] * 2
+
+
+def test_a_queue_in_a_module_of_its_own_takes_the_tasks_of_a_program_that_is_loaded_twice(tmp_path: Path) -> None:
+    write(tmp_path / "jobs.py", "from durableq import DurableQ\ndq = DurableQ('never-opened.db')\n")
+    registering = "import json\nfrom jobs import dq\n@dq.task(max_attempts=2)\ndef send(): ...\ndef plain(): ...\n"
+    twice = "if __name__ == '__main__':\n    import main\n    assert main.send is not send\n"
+    twice += "    tasks = [main.send, send, main.plain, plain]\n"
+    twice += "    print(json.dumps([dq.new_job(task, (), {}).task for task in tasks]))\n"
+    write(tmp_path / "main.py", registering + twice)
+    assert started(tmp_path, ["main.py"]) == [["main:send", "main:send", "main:plain", "main:plain"]]
 
 
 def test_modules_side_by_side_belong_to_the_app_and_others_do_not(tmp_path: Path) -> None:

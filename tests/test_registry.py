@@ -1,6 +1,7 @@
 """Which functions may be tasks, what they are called, and how a stored name leads back to one."""
 
 import functools
+import importlib.util
 import json
 import sys
 import types
@@ -65,6 +66,19 @@ def make_closure() -> Callable[[], None]:
     return closure
 
 
+def load_again(directory: Path, source: str) -> tuple[types.ModuleType, types.ModuleType]:
+    """Load one file twice, as it happens to a program that is imported by its name as well."""
+    (directory / "twice.py").write_text(source)
+    loaded = []
+    for _ in range(2):
+        spec = importlib.util.spec_from_file_location("twice", directory / "twice.py")
+        assert spec is not None
+        assert spec.loader is not None
+        loaded.append(importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(loaded[-1])
+    return loaded[0], loaded[1]
+
+
 @tenacity.retry(stop=tenacity.stop_after_attempt(2))
 def retried() -> None: ...
 
@@ -80,6 +94,11 @@ def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 @wrapped
 def decorated(number: int) -> int:
     return number
+
+
+@wrapped
+def also_decorated(number: int) -> int:
+    return -number
 
 
 def not_resolvable(value: "OnlyForTypeCheckers") -> None: ...
@@ -163,6 +182,14 @@ class TestWhichFunctions:
         task = registry.register(make_closure(), name="inner", options={})
         assert registry.find("inner") is task
 
+    @pytest.mark.parametrize("function", [generator, async_generator])
+    def test_a_name_of_its_own_makes_no_task_of_what_runs_nothing(
+        self, registry: Registry, function: Callable[..., Any]
+    ) -> None:
+        with pytest.raises(InvalidTask, match="it is a generator"):
+            registry.register(function, name="inner", options={})
+        assert registry.find("inner") is None
+
     def test_annotations_that_cannot_be_resolved_are_refused(self, registry: Registry) -> None:
         with pytest.raises(InvalidTask, match="cannot be resolved"):
             registry.task_for(not_resolvable)
@@ -174,6 +201,20 @@ class TestWhichFunctions:
     def test_coroutine_functions_run_on_the_loop_and_others_in_threads(self, registry: Registry) -> None:
         assert registry.task_for(coroutine).runner == "loop"
         assert registry.task_for(plain).runner == "thread"
+
+    @pytest.mark.parametrize("function", [coroutine, plain])
+    def test_any_function_may_run_in_a_child_process(self, registry: Registry, function: Callable[..., Any]) -> None:
+        assert registry.register(function, options={"runner": "process"}).runner == "process"
+
+    def test_a_plain_function_may_not_block_the_event_loop(self, registry: Registry) -> None:
+        with pytest.raises(ConfigurationError, match=r"test_registry:plain is a plain def.*block the whole server"):
+            registry.register(plain, options={"runner": "loop"})
+        assert registry.register(coroutine, options={"runner": "loop"}).runner == "loop"
+
+    def test_a_coroutine_function_does_not_run_in_a_thread(self, registry: Registry) -> None:
+        with pytest.raises(ConfigurationError, match=r"test_registry:coroutine is an async def.*leave runner out"):
+            registry.register(coroutine, options={"runner": "thread"})
+        assert registry.register(plain, options={"runner": "thread"}).runner == "thread"
 
     def test_an_interactive_session_has_no_code_of_its_own(self) -> None:
         with pytest.raises(InvalidTask, match="does not belong to this app"):
@@ -198,23 +239,97 @@ class TestTasks:
         with pytest.raises(InvalidTask, match="another DurableQ"):
             registry.task_for(theirs)
 
+    def test_registering_a_function_again_replaces_its_options(self, registry: Registry) -> None:
+        first = registry.register(plain, options={"priority": 1})
+        registry.register(plain, options={"priority": 2})
+        assert registry.task_for(plain).settings.priority == 2
+        assert registry.task_for(first).settings.priority == 1, "who holds the task of before may still add jobs by it"
+
+    def test_a_task_is_shown_by_its_name(self, registry: Registry) -> None:
+        assert repr(registry.register(plain, options={})) == f"<Task '{HERE}:plain'>"
+
+    def test_the_schema_of_the_arguments_is_known_for_known_tasks(self, registry: Registry) -> None:
+        registry.register(plain, name="plain", aliases=["former"], options={})
+        for name in ("plain", "former"):
+            schema = registry.arguments_schema(name)
+            assert schema is not None
+            assert "number" in json.loads(schema)["properties"]
+        assert registry.arguments_schema("unknown") is None
+
+
+class TestNames:
     def test_two_tasks_of_one_name_are_refused_and_both_are_placed(self, registry: Registry) -> None:
         registry.register(plain, name="same", options={})
-        with pytest.raises(ConfigurationError, match=r"plain \(test_registry.py:\d+\) and other"):
+        with pytest.raises(
+            ConfigurationError, match=r"plain \(test_registry.py:\d+\) and other \(test_registry.py:\d+\)"
+        ):
             registry.register(other, name="same", options={})
         assert registry.find("same").function is plain  # type: ignore[union-attr]
 
-    def test_registering_a_function_again_replaces_its_options(self, registry: Registry) -> None:
-        registry.register(plain, options={"priority": 1})
-        registry.register(plain, options={"priority": 2})
-        assert registry.task_for(plain).settings.priority == 2
+    def test_functions_behind_one_decorator_are_tasks_of_their_own(self, registry: Registry) -> None:
+        names = {registry.task_for(function).name for function in (decorated, also_decorated)}
+        assert names == {f"{HERE}:decorated", f"{HERE}:also_decorated"}
+        assert [registry.task_for(function)(3) for function in (decorated, also_decorated)] == [3, -3]
+        registry.register(decorated, name="same", options={})
+        with pytest.raises(ConfigurationError, match=r"two tasks are named 'same': decorated .* and also_decorated"):
+            registry.register(also_decorated, name="same", options={})
 
-    def test_the_schema_of_the_arguments_is_known_for_known_tasks(self, registry: Registry) -> None:
-        registry.register(plain, name="plain", options={})
-        schema = registry.arguments_schema("plain")
-        assert schema is not None
-        assert "number" in json.loads(schema)["properties"]
-        assert registry.arguments_schema("unknown") is None
+    def test_functions_made_by_one_function_are_not_the_same(self, registry: Registry) -> None:
+        first = registry.register(make_closure(), name="same", options={})
+        with pytest.raises(ConfigurationError, match=r"two tasks are named 'same'.*closure"):
+            registry.register(make_closure(), name="same", options={})
+        assert registry.find("same") is first
+
+    def test_a_module_that_is_loaded_twice_has_its_tasks_once(self, registry: Registry, tmp_path: Path) -> None:
+        source = "def work(): ...\nclass Base:\n    def run(self): ...\nclass Task(Base): ...\n"
+        first, second = load_again(tmp_path, source)
+        for name in ("work", "Task"):
+            before, after = getattr(first, name), getattr(second, name)
+            registry.register(before, name=name, options={})
+            task = registry.register(after, name=name, options={})
+            assert registry.find(name) is task
+            assert registry.task_for(after) is task
+
+    def test_an_alias_leads_to_the_task_of_now(self, registry: Registry) -> None:
+        task = registry.register(plain, name="now", aliases=["before", "long before"], options={})
+        assert [registry.find(name) for name in ("now", "before", "long before")] == [task] * 3
+        assert registry.task_for(plain).name == "now"
+        assert registry.task_for(task.options(priority=1)).name == "now"
+
+    @pytest.mark.parametrize(
+        ("name", "aliases"),
+        [("taken", []), ("taken too", []), ("free", ["taken"]), ("free", ["taken too"]), ("free", ["ok", "taken too"])],
+    )
+    def test_a_name_is_taken_by_a_task_or_by_an_alias(self, registry: Registry, name: str, aliases: list[str]) -> None:
+        first = registry.register(plain, name="taken", aliases=["taken too"], options={})
+        with pytest.raises(ConfigurationError, match=r"two tasks are named 'taken( too)?': plain \(.*\) and other \("):
+            registry.register(other, name=name, aliases=aliases, options={})
+        assert registry.find("taken") is registry.find("taken too") is first
+        assert registry.find("free") is registry.find("ok") is None, "what is refused leaves nothing behind"
+
+    def test_an_alias_is_not_taken_over_by_the_function_that_is_still_called_so(self, registry: Registry) -> None:
+        task = registry.register(plain, aliases=[f"{HERE}:other"], options={})
+        with pytest.raises(ConfigurationError, match=rf"two tasks are named '{HERE}:other': plain .* and other"):
+            registry.task_for(other)
+        assert registry.find(f"{HERE}:other") is task
+
+    @pytest.mark.parametrize(
+        ("name", "aliases", "text"),
+        [
+            ("", [], "to be printable texts, got ''"),
+            (7, [], "to be printable texts, got 7"),
+            ("a\0b", [], r"got 'a\\x00b'"),
+            ("\ud800", [], r"got '\\ud800'"),
+            ("ok", [""], "got ''"),
+            ("ok", ["before\n"], "got 'before"),
+            ("ok", [None], "got None"),
+            ("ok", "before", "a list of names, got the text 'before'"),
+        ],
+    )
+    def test_a_name_is_a_text(self, registry: Registry, name: Any, aliases: Any, text: str) -> None:
+        with pytest.raises(ConfigurationError, match=text):
+            registry.register(plain, name=name, aliases=aliases, options={})
+        assert registry.find("ok") is None
 
 
 class TestFindingAgain:

@@ -32,6 +32,7 @@ class Notebook:
         self._progress: dict[LeaseKey, Progress] = {}
         self._logs: deque[tuple[LeaseKey, int, int, str]] = deque()
         self._will_tell = False
+        self._is_due = False
 
     def progress(self, key: LeaseKey, progress: Progress) -> None:
         """Remember the latest word of a job about its progress."""
@@ -43,11 +44,15 @@ class Notebook:
         self._logs.append((key, no, at, message))
         self._tell_soon()
 
-    def take(self) -> Notes:
-        """Return what is to be written. It stays here until `written`."""
-        if not self._progress and not self._logs:
+    def take(self, *, at_once: bool = True) -> Notes:
+        """Return what is to be written: whatever there is, or, unless ``at_once``, what has waited long enough.
+
+        It stays here until `written`.
+        """
+        if not (at_once or self._is_due) or (not self._progress and not self._logs):
             return NO_NOTES
         logs = [self._logs[at] for at in range(min(len(self._logs), _AT_ONCE))]
+        self._is_due = len(self._logs) > len(logs)
         return Notes(tuple(self._progress.copy().items()), logs)
 
     def unsaid(self, notes: Notes) -> set[LeaseKey]:
@@ -75,4 +80,5 @@ class Notebook:
 
     def _tell(self) -> None:
         self._will_tell = False
+        self._is_due = True
         self._due()

@@ -18,6 +18,7 @@ from fastapi import Depends, HTTPException
 from starlette.requests import HTTPConnection
 
 from durableq import queue
+from durableq.context import AsyncTaskClass, TaskClass
 from durableq.errors import (
     CollectorClosed,
     ConfigurationError,
@@ -59,6 +60,10 @@ class TaskCollector:
 
     @overload
     def add_task(self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
+    @overload
+    def add_task(self, fn: type[AsyncTaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
+    @overload
+    def add_task(self, fn: type[TaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
     @overload
     def add_task(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
     def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:

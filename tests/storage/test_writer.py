@@ -307,3 +307,12 @@ async def test_nothing_of_a_job_that_is_gone_stays_in_the_file(backend: Backend,
     assert await storage.get(pruned.id) is None
     with contextlib.closing(sqlite3.connect(backend.url)) as outside:
         assert outside.execute("SELECT count(*) FROM durableq_attempts").fetchone() == (0,)
+
+
+async def test_an_addition_that_cannot_be_encoded_takes_no_other_along(backend: Backend, storage: Storage) -> None:
+    good, bad = backend.job(), backend.job(args_json="\ud800")
+    first, refused, last = storage.insert([good]), storage.insert([bad]), storage.insert([backend.job()])
+    await asyncio.gather(first, last)
+    with pytest.raises(NotStored, match="cannot be encoded"):
+        await refused
+    assert sum((await storage.counts()).values()) == 2

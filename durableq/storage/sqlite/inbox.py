@@ -95,8 +95,12 @@ class Inbox:
 
     def done(self, group: list[Operation]) -> None:
         """Count operations out once they are answered."""
+        self.release(sum(operation.size for operation in group))
+
+    def release(self, size: int) -> None:
+        """Count bytes out."""
         with self._bytes_guard:
-            self._bytes -= sum(operation.size for operation in group)
+            self._bytes -= size
 
     def _take_in(self, operations: Sequence[Operation]) -> None:
         for operation in operations:

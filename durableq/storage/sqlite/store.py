@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from durableq.clock import Clock, from_datetime, to_micros
-from durableq.errors import DurableQError, JobConflict, QueueNotRunning
+from durableq.errors import DurableQError, JobConflict, NotStored, QueueNotRunning
 from durableq.models import (
     Attempt,
     AuditEntry,
@@ -47,7 +47,7 @@ from durableq.storage.sqlite.group import HEAVY, Addition, Exchange, Operation, 
 from durableq.storage.sqlite.liveness import Liveness, Renewal, Watch
 from durableq.storage.sqlite.lookout import Listener
 from durableq.storage.sqlite.reader import Reader
-from durableq.storage.sqlite.replies import FutureReply, Reply, ThreadReply
+from durableq.storage.sqlite.replies import FutureReply, LoopCalls, Reply, ThreadReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
 from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.writer import Writer
@@ -388,12 +388,26 @@ class SqliteStorage:
         outgoing, self._outgoing = self._outgoing, []
         light = [addition for addition in additions if len(addition.jobs) <= HEAVY]
         if light:
-            outgoing.append(make_insert(light, self._schema_of))
+            outgoing += self._encoded(light)
         if len(light) < len(additions):
-            heavy = [addition for addition in additions if len(addition.jobs) > HEAVY]
-            outgoing.extend(make_insert([addition], self._schema_of) for addition in heavy)
+            for addition in additions:
+                if len(addition.jobs) > HEAVY:
+                    outgoing += self._encoded([addition])
         if outgoing and self._opened is not None:
             self._opened.hand_over(outgoing)
+
+    def _encoded(self, additions: list[Addition]) -> list[Operation]:
+        """Put additions into operations. One that cannot be encoded, by a defect, must not take others along."""
+        try:
+            return [make_insert(additions, self._schema_of)]
+        except Exception as error:
+            if len(additions) > 1:
+                return [operation for addition in additions for operation in self._encoded([addition])]
+            calls = LoopCalls()
+            additions[0].reply.answer(NotStored(f"the jobs cannot be encoded ({error!r}); nothing was stored"), calls)
+            calls.flush()
+            self._writer.forget(additions[0].size)
+            return []
 
     def _hang_doorbell(self, kind: host.Bell, worker_id: int, rung: Callable[[], None]) -> None:
         with contextlib.suppress(OSError, NotImplementedError):  # without it, work of others is seen in 0.25 s

@@ -111,6 +111,10 @@ class Writer:
             )
         self._inbox.admit(size)
 
+    def forget(self, size: int) -> None:
+        """Count out what was admitted and will not be brought."""
+        self._inbox.release(size)
+
     def hand_over(self, operations: list[Operation]) -> None:
         """Bring admitted operations; each reply is answered exactly once."""
         self._inbox.put(operations)
