@@ -100,6 +100,9 @@ class SqliteStorage:
         writer, self._opened = self._opened, None
         if writer is None:
             return
+        writer.unwatch(self)
+        self._watchers.clear()
+        self._take_down_doorbells()
         await self._reader.close()
         release_writer(writer)
         if writer.is_closing:
