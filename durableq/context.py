@@ -4,7 +4,7 @@ Only the interface stands here; the engine gives each attempt its own, in a cont
 everything the task awaits and in the thread that runs a ``def`` task.
 """
 
-from collections.abc import Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextvars import ContextVar, Token
 from typing import Any, Final, ParamSpec, Protocol, TypeVar, overload
 
@@ -99,12 +99,14 @@ class CurrentJob(Protocol):
         """
         ...
 
-    async def complete_within(self, transaction: Any, *, result: Any = None) -> None:
+    def complete_within(self, transaction: Any, *, result: Any = None) -> Awaitable[None]:
         """Write this job's success in the caller's own transaction: it commits with the task's own writes.
 
-        Their effect is then exactly once. ``transaction`` is what `DurableQ.within` takes; ``result`` is kept as
-        the job's return value. When the transaction is rolled back, the attempt fails with `CompletionRolledBack`.
-        Raises `TransactionRefused`, and `JobConflict` when the job is no longer this attempt's.
+        Their effect is then exactly once. ``transaction`` is what `DurableQ.within` takes: with a sync one all is done
+        at the call, in a ``def`` task too, and with an async one when the result is awaited. ``result`` is kept as the
+        job's return value; follow-up jobs added so far are stored with it. When the transaction is not committed, the
+        attempt fails with `CompletionRolledBack`; once it is, the job has succeeded, whatever the task still raises.
+        Raises `TransactionRefused`, `StorageBusy`, and `JobConflict` when the job is no longer this attempt's.
         """
         ...
 

@@ -295,13 +295,16 @@ class DurableQ:
         jobs = [self.new_job(one.function, one.args, one.kwargs) for one in calls]
         return _all_added(self._storage_here(), jobs, self.add_jobs(jobs))
 
-    def add_jobs(self, jobs: Sequence[Job[Any]]) -> "asyncio.Future[Conflicts | None]":
-        """Hand over jobs made with `new_job`, all or none, at once; they are durable when the future is done."""
+    def add_jobs(self, jobs: Sequence[Job[Any]], *, impatient: bool = False) -> "asyncio.Future[Conflicts | None]":
+        """Hand over jobs made with `new_job`, all or none, at once; they are durable when the future is done.
+
+        See `Storage.insert` for ``impatient``.
+        """
         if len(jobs) > 1:
             _check_bulk(jobs)
         storage = self._life.here().storage
         outbox.refuse_self_deadlock(storage.path)
-        return storage.insert(jobs)
+        return storage.insert(jobs, impatient=impatient)
 
     @overload
     def within(
@@ -317,10 +320,7 @@ class DurableQ:
         rollback neither; the worker wakes on the commit. Raises `QueueNotRunning`, and at ``add_task``
         `TransactionRefused`.
         """
-        run = self._life.run  # of whichever thread: a sync session is mostly used in those of def routes
-        if run is None:
-            raise QueueNotRunning(f"{self!r} is not running; start it with FastAPI(lifespan=dq.lifespan)")
-        return outbox.outbox_for(run.storage, self._maker, self.settings.durability, transaction)
+        return outbox.outbox_for(self._storage_anywhere(), self._maker, self.settings.durability, transaction)
 
     def new_job(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job[Any]:
         """Check and encode a call, and return the job that it would be. No I/O; nothing is stored yet."""
@@ -515,11 +515,11 @@ class DurableQ:
             overrides=self._dependency_overrides,
         )
 
-    async def _complete(
+    def _complete(
         self, storage: Storage, transaction: Any, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]
-    ) -> None:
+    ) -> Awaitable[None]:
         plan = storage.completing(lease, result_json, follow_ups)
-        await outbox.write_within(storage, self.settings.durability, transaction, plan)
+        return outbox.write_within(storage, self.settings.durability, transaction, plan)
 
     def _dependency_overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
         """Those of the FastAPI application whose lifespan started the queue."""
@@ -545,6 +545,11 @@ class DurableQ:
 
     def _storage_here(self) -> Storage:
         return self._life.here().storage
+
+    def _storage_anywhere(self) -> Storage:
+        """The same from any thread: for what needs no event loop."""
+        run = self._life.run
+        return run.storage if run is not None and run.is_alive else self._storage_here()
 
     async def _edited(self, job_or_id: Job[Any] | str, args: Mapping[str, Any]) -> str:
         job = await self.get(job_or_id)

@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from pydantic import TypeAdapter
 
@@ -191,7 +191,7 @@ class _Job:
             self._connection.send("job", fields)
         return job
 
-    async def complete_within(self, transaction: Any, *, result: Any = None) -> None:
+    def complete_within(self, transaction: Any, *, result: Any = None) -> NoReturn:
         raise RuntimeError(
             "complete_within is not possible in a child process: the job's row belongs to the worker's own process. "
             "Use it in a task with runner='thread', or in an async def task without runner"

@@ -150,11 +150,12 @@ class RunningJob:
         self.add_job(job)
         return job
 
-    async def complete_within(self, transaction: Any, *, result: Any = None) -> None:
+    def complete_within(self, transaction: Any, *, result: Any = None) -> Awaitable[None]:
         result_json, _ = encode_result(result, self._services.max_result_bytes)
-        await self._services.complete(transaction, self.lease, result_json, tuple(self.follow_ups))
-        self.completes_itself = True
-        self.close()
+        if self.settings.get("result_ttl") == 0:
+            result_json = None
+        self.completes_itself = True  # from here on it is the commit that counts, not what the task returns or raises
+        return self._services.complete(transaction, self.lease, result_json, self.close())
 
     # -- for the engine ------------------------------------------------------------------------------------
 

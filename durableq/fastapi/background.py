@@ -28,6 +28,7 @@ from durableq.errors import (
     OutcomeUnknown,
     QueueNotRunning,
     StorageError,
+    TransactionRefused,
 )
 from durableq.models import Job
 from durableq.queue import DurableQ
@@ -142,8 +143,8 @@ async def store(dq: DurableQ, jobs: list[Job[Any]]) -> None:
     used for other arguments. Nobody can know: 500.
     """
     try:
-        stored = dq.add_jobs(jobs)
-    except (StorageError, QueueNotRunning) as error:  # refused before it was handed over
+        stored = dq.add_jobs(jobs, impatient=True)
+    except (StorageError, QueueNotRunning, TransactionRefused) as error:  # refused before it was handed over
         raise _not_stored(error) from error
     try:
         await stored

@@ -105,8 +105,11 @@ class Storage(Protocol):
 
     # -- adding --------------------------------------------------------------------------------------------
 
-    def insert(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[Conflicts | None]:
+    def insert(self, jobs: Sequence[Job[Any]], *, impatient: bool = False) -> asyncio.Future[Conflicts | None]:
         """Hand over new jobs, all or none, at once; the future is done when they are durable.
+
+        When ``impatient``, a second is as long as it waits for a transaction of this very process: it may be the
+        caller's own, which then ends only after the answer.
 
         Its result tells of jobs that were there already. It fails with `NotStored` when nothing was written, with
         `DuplicateJob` or `IdempotencyConflict` when one is refused, with `OutcomeUnknown` when nobody can say.

@@ -20,6 +20,7 @@ CHECKPOINT_PAGES: Final = 1_000
 _PAGES_PER_COMMIT: Final = 4.0
 _PAGES_PER_ROW: Final = 0.2
 _PAGE_BYTES: Final = 4096
+_GROWTH_BYTES: Final = CHECKPOINT_PAGES * _PAGE_BYTES
 _LOCK_SECONDS: Final = 0.02
 _TRY_AGAIN_SECONDS: Final = 0.05
 WAL_ALARM_BYTES: Final = 64 * 1024 * 1024
@@ -36,6 +37,8 @@ class Checkpointer:
         self._guard = connect(location)
         self._estimate = 0.0
         self._correction = 1.0
+        self._size_then: int | None = None
+        """Of the log, when it was last taken in whole. What others write shows in nothing else."""
         self._back_off = _TRY_AGAIN_SECONDS
         self._not_before = 0.0
         self._next_alarm = 0.0
@@ -48,8 +51,12 @@ class Checkpointer:
 
     def maybe(self, wal_bytes: Callable[[], int]) -> None:
         """Checkpoint if about a thousand pages have come since the last one. Never fails a caller."""
+        size = wal_bytes()
+        if self._size_then is None:
+            self._size_then = size
+        is_due = self._estimate * self._correction >= CHECKPOINT_PAGES or size > self._size_then + _GROWTH_BYTES
         now = time.monotonic()
-        if self._estimate * self._correction < CHECKPOINT_PAGES or now < self._not_before:
+        if not is_due or now < self._not_before:
             return
         try:
             self._checkpoint(now)
@@ -57,7 +64,7 @@ class Checkpointer:
             self._not_before = now + (_TRY_AGAIN_SECONDS if is_busy(error) else _BACKED_OFF_SECONDS)
             if not is_busy(error):
                 logger.warning("checkpoint of %s failed, it will be tried again: %s", self._location.path, error)
-        if (size := wal_bytes()) > WAL_ALARM_BYTES:
+        if size > WAL_ALARM_BYTES:
             self._alarm(now, size)
 
     def _checkpoint(self, now: float) -> None:
@@ -72,6 +79,7 @@ class Checkpointer:
             self._correction = min(max(logged / max(self._estimate, 1.0), 0.2), 50.0)
         if moved >= logged:
             self._estimate = 0.0
+            self._size_then = None
             self._back_off = _TRY_AGAIN_SECONDS
         else:
             self._not_before = now + self._back_off  # a reader needs the old pages

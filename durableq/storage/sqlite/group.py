@@ -34,6 +34,8 @@ class _Operation:
     """Monotonic seconds; removed, not stored, when its transaction has not begun by then."""
     urgent: bool = False
     """Goes before whatever else waits: what keeps leases alive."""
+    impatient: bool = False
+    """Does not wait long for a transaction of this very process."""
 
     @property
     def weight(self) -> int:
@@ -54,11 +56,12 @@ class _Operation:
 class Addition:
     """Jobs that one caller adds, all or none, and where its answer goes."""
 
-    __slots__ = ("jobs", "reply", "size")
+    __slots__ = ("impatient", "jobs", "reply", "size")
 
-    def __init__(self, jobs: Sequence[Job[Any]], reply: Reply) -> None:
+    def __init__(self, jobs: Sequence[Job[Any]], reply: Reply, *, impatient: bool = False) -> None:
         self.jobs = jobs
         self.reply = reply
+        self.impatient = impatient
         self.size = sum(len(job.args_json) + ROW_OVERHEAD_BYTES for job in jobs)
 
 
@@ -182,11 +185,15 @@ def answer(operation: Operation, result: Any, calls: LoopCalls) -> None:
 
 
 def make_insert(additions: list[Addition], schema_of: Callable[[str], str | None]) -> Insert:
-    """Put what came together into one operation. Runs on the caller's thread: JSON is not the writer's work."""
+    """Put what came together, and waits alike, into one operation.
+
+    Runs on the caller's thread: JSON is not the writer's work.
+    """
     jobs = [job for addition in additions for job in addition.jobs]
     scheduled = [from_datetime(job.run_at) for job in jobs if job.state is JobState.SCHEDULED]
     return Insert(
         additions=additions,
+        impatient=additions[0].impatient,
         batch=batch_of(jobs),
         count=len(jobs),
         queues=frozenset({job.queue for job in jobs}),

@@ -6,10 +6,11 @@ scheduled job. The table is never polled blindly.
 """
 
 import asyncio
+import math
 import sqlite3
 import time
-from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -25,6 +26,8 @@ LOOK_SECONDS: Final = 0.25
 _SHORTEST_LOOK_SECONDS: Final = 0.02
 """However often others ring."""
 _PATIENCE_SECONDS: Final = 60.0
+_AFTERWARDS_SECONDS: Final = 0.1
+"""SQLite says that a transaction is over when its commit begins; the disk may take this long to end it."""
 _CLOSE_LOOK_SECONDS: Final = 0.005
 """While a transaction of the application is open that will leave jobs."""
 PROMOTE_AT_ONCE: Final = 500
@@ -32,12 +35,14 @@ PROMOTE_AT_ONCE: Final = 500
 PROMOTE_RETRY_SECONDS: Final = 0.01
 
 
-class _Guest(NamedTuple):
+@dataclass(slots=True)
+class _Guest:
     """A transaction of the application, on another connection of this process."""
 
     is_open: Callable[[], bool]
     until: float
     """Monotonic seconds: from then on it is looked for like any other."""
+    is_over: bool = False
 
 
 class Listener(NamedTuple):
@@ -63,7 +68,10 @@ class Lookout:
         self._calls = calls
         self._sleepers: dict[object, Listener] = {}
         self._watchers: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = {}
-        self._guests: deque[_Guest] = deque()
+        self._guest: _Guest | None = None
+        """The newest is enough: only one transaction can have the write lock, so those before it are over."""
+        self.saw_others_at = -math.inf
+        """When a commit of somebody else was last seen; monotonic seconds."""
         self._next_due: int | None = None
         self._doorbells: tuple[int, ...] = ()
         self._promote_again_at = 0.0
@@ -87,7 +95,9 @@ class Lookout:
 
     def expect_foreign_commit(self, is_open: Callable[[], bool]) -> None:
         """Look often until a transaction of the application, that leaves jobs, is no longer open."""
-        self._guests.append(_Guest(is_open, time.monotonic() + _PATIENCE_SECONDS))
+        now = time.monotonic()
+        self._guest = _Guest(is_open, now + _PATIENCE_SECONDS)
+        self._next_look = min(self._next_look, now + _CLOSE_LOOK_SECONDS)
 
     def look_soon(self, *, at_once: bool = False) -> bool:
         """Look for foreign commits as soon as it is sensible; False when that was the plan already."""
@@ -118,12 +128,10 @@ class Lookout:
         if effects.made_work or new_names:
             self._wake(new_names=new_names)
         if effects.made_work or effects.asked_to_cancel:
-            for worker_id in self._doorbells:
-                self._ringer.ring(worker_id)
+            self._ring_for_work()
         if effects.finished:
             self._tell_watchers()
-            for worker_id in self.others:
-                self._ringer.ring(worker_id, host.FINISHED)
+            self._ring_for_finished()
 
     def note_cancellations(self, connection: sqlite3.Connection) -> None:
         """Tell the workers of this process which of their jobs somebody wants ended."""
@@ -139,12 +147,19 @@ class Lookout:
         now = time.monotonic()
         if now >= self._next_look:
             self._latest_look = now
+            self._next_look = now + LOOK_SECONDS
             # Asked before the look: a commit that comes in between is seen by the next one.
-            self._next_look = now + (_CLOSE_LOOK_SECONDS if self._has_guests(now) else LOOK_SECONDS)
+            had_guest = self._has_guest(now)
+            if had_guest:
+                self._next_look = min(self._next_look, now + _CLOSE_LOOK_SECONDS)
             version = connection.execute("PRAGMA data_version").fetchone()[0]
             if version != self._data_version:
                 self._data_version = version
+                self.saw_others_at = now
                 self.learn(connection)
+                if had_guest:  # it may be ours: nobody else tells the other processes of it
+                    self._ring_for_work()
+                    self._ring_for_finished()
         is_due = self._next_due is not None and self._next_due <= self._clock.wall()
         if is_due and self._sleepers and now >= self._promote_again_at:
             self._promote_again_at = now + PROMOTE_RETRY_SECONDS  # should the lock be held by another
@@ -153,13 +168,14 @@ class Lookout:
             return promoted
         return 0
 
-    def _has_guests(self, now: float) -> bool:
-        had = bool(self._guests)
-        for _ in range(len(self._guests)):
-            guest = self._guests.popleft()
-            if guest.is_open() and now < guest.until:
-                self._guests.append(guest)
-        return had  # one close look more, once the last has ended
+    def _has_guest(self, now: float) -> bool:
+        guest = self._guest
+        if guest is None or now >= guest.until:
+            return False
+        if not guest.is_over and not guest.is_open():
+            guest.is_over = True
+            guest.until = min(guest.until, now + _AFTERWARDS_SECONDS)
+        return True
 
     def learn(self, connection: sqlite3.Connection) -> None:
         """Read what other connections may have changed: names, due times, workers, requests to cancel."""
@@ -200,6 +216,14 @@ class Lookout:
     def _wake(self, *, new_names: bool) -> None:
         for listener in tuple(self._sleepers.values()):
             self._calls.add(listener.loop, partial(listener.wake_up, new_names))
+
+    def _ring_for_work(self) -> None:
+        for worker_id in self._doorbells:
+            self._ringer.ring(worker_id)
+
+    def _ring_for_finished(self) -> None:
+        for worker_id in self.others:
+            self._ringer.ring(worker_id, host.FINISHED)
 
     def _tell_watchers(self) -> None:
         for loop, look in tuple(self._watchers.values()):

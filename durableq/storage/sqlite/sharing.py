@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
@@ -54,9 +55,24 @@ def release_writer(writer: Writer) -> None:
 
 def giving_way(path: Path) -> AbstractContextManager[None]:
     """Hold back this process' writer of a file for a moment, when it has one: see `Writer.giving_way`."""
+    writer = _writer_of(path)
+    return contextlib.nullcontext() if writer is None else writer.giving_way()
+
+
+def turns_of(path: Path) -> Callable[[], int]:
+    """Return what tells how often this process' writer of a file has had the write lock; 0 when it has no writer."""
+    writer = _writer_of(path)
+    return _no_turns if writer is None else lambda: writer.turns
+
+
+def _writer_of(path: Path) -> Writer | None:
     with _guard:
         writer, _ = _writers.get((host.forks(), os.path.realpath(path)), (None, 0))
-    return contextlib.nullcontext() if writer is None else writer.giving_way()
+    return writer
+
+
+def _no_turns() -> int:
+    return 0
 
 
 def _key(location: Location) -> tuple[int, str]:

@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -150,9 +152,9 @@ class SqliteStorage:
 
     # -- adding --------------------------------------------------------------------------------------------
 
-    def insert(self, jobs: Sequence[Job[Any]]) -> asyncio.Future[Conflicts | None]:
+    def insert(self, jobs: Sequence[Job[Any]], *, impatient: bool = False) -> asyncio.Future[Conflicts | None]:
         reply = FutureReply(self._loop)
-        addition = Addition(jobs, reply)
+        addition = Addition(jobs, reply, impatient=impatient)
         self._writer.admit(addition.size)
         self._additions.append(addition)
         self._hand_over_soon(at_once=len(self._additions) >= TOGETHER)
@@ -390,8 +392,8 @@ class SqliteStorage:
         additions, self._additions = self._additions, []
         outgoing, self._outgoing = self._outgoing, []
         light = [addition for addition in additions if len(addition.jobs) <= HEAVY]
-        if light:
-            outgoing += self._encoded(light)
+        for _, alike in groupby(light, _impatience):
+            outgoing += self._encoded(list(alike))
         if len(light) < len(additions):
             for addition in additions:
                 if len(addition.jobs) > HEAVY:
@@ -434,6 +436,9 @@ class SqliteStorage:
             self._doorbells.remove(doorbell)
             self._loop.remove_reader(doorbell.socket)
             doorbell.close()
+
+
+_impatience: Final = attrgetter("impatient")
 
 
 def _always(_: object) -> bool:

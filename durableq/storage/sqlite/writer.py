@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from durableq.clock import Clock
@@ -45,17 +46,26 @@ from durableq.storage.sqlite.group import (
     answer,
     without_claims,
 )
-from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, Inbox
+from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, IMPATIENT_SECONDS, Inbox
 from durableq.storage.sqlite.lookout import LOOK_SECONDS, Listener, Lookout
 from durableq.storage.sqlite.replies import LoopCalls
 
 logger = logging.getLogger("durableq.storage")
 
 GAP_SECONDS: Final = 0.00025
-"""Pause between groups while another process shares the file; it asks for the lock every half millisecond."""
+"""Pause between groups while others share the file; those of durableq ask for the lock every half millisecond."""
+SHARED_SECONDS: Final = 10.0
+"""How long a file counts as shared after somebody else has written to it."""
 GIVE_WAY_SECONDS: Final = 0.05
 """How long the writer waits at most for those of its own process who want to begin; else they could starve it."""
+ASK_WHO_SECONDS: Final = 0.5
+"""How often a writer that waits for the lock asks who has it; an answer takes some 9 ms."""
 CLOSING_SECONDS: Final = 0.25
+REMEDIES: Final = (
+    'commit it in the route, give the dependency that commits it scope="function", as in '
+    'Depends(get_session, scope="function"), or add the job within it: dq.within(session).add_task(...)'
+)
+"""What to do about a transaction of one's own that holds the write lock."""
 
 
 class Writer:
@@ -78,7 +88,8 @@ class Writer:
         self._guests = threading.Condition()
         self._waiting_guests = 0
         """Transactions of the application, in this process, that want to begin."""
-        self._is_shared = False
+        self.turns = 0
+        """How often this thread has had the write lock for a group."""
         self._is_connected = False
         self._closing = False
         self._broken: DurableQError | None = None
@@ -143,18 +154,15 @@ class Writer:
     def expect_foreign_commit(self, is_open: Callable[[], bool]) -> Callable[[], None]:
         """Look every few milliseconds for the commit of another connection of this process, while it ``is_open``.
 
-        Returns a nudge: what to call when it has just committed. From now on the writer also leaves a short gap
-        between groups, so that the application's transactions get the lock.
+        Returns a nudge: what to call when it has just committed.
         """
-        self._is_shared = True
         self.lookout.expect_foreign_commit(is_open)
-        self.look_now()
+        self._inbox.put(())
         return partial(self.look_now, at_once=True)
 
     @contextlib.contextmanager
     def giving_way(self) -> Iterator[None]:
         """Begin no other group while the block runs, for a moment at most: somebody wants the write lock next."""
-        self._is_shared = True
         with self._guests:
             self._waiting_guests += 1
         try:
@@ -237,19 +245,18 @@ class Writer:
             if group:
                 self._write(group)
                 self._calls.flush()
-                if self._is_connected:
-                    self._checkpointer.maybe(self._guard.wal_bytes)
-                if self._waiting_guests:
-                    self._give_way()
-                elif self.lookout.others or self._is_shared:
-                    time.sleep(GAP_SECONDS)
             elif self._closing and self._inbox.is_empty():
                 return
             self._look()
+            if group:
+                self._let_others_in()
 
-    def _give_way(self) -> None:
-        with self._guests:
-            self._guests.wait_for(lambda: self._waiting_guests == 0, GIVE_WAY_SECONDS)
+    def _let_others_in(self) -> None:
+        if self._waiting_guests:
+            with self._guests:
+                self._guests.wait_for(lambda: self._waiting_guests == 0, GIVE_WAY_SECONDS)
+        elif self.lookout.others or time.monotonic() < self.lookout.saw_others_at + SHARED_SECONDS:
+            time.sleep(GAP_SECONDS)
 
     def _sleep_seconds(self) -> float | None:
         if self._closing:
@@ -261,6 +268,7 @@ class Writer:
             return
         try:
             self._checkpointer.note(self.lookout.look(self._connection))
+            self._checkpointer.maybe(self._guard.wal_bytes)
         except sqlite3.Error as error:
             if not is_busy(error):
                 logger.warning("looking for work in %s failed: %s", self.location.path, error)
@@ -310,19 +318,33 @@ class Writer:
 
     def _begin(self, group: list[Operation]) -> None:
         """Get the write lock, taking out of the group what has waited too long. BUSY: nothing has happened."""
-        while group:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if not is_busy(error):
-                    raise
-            time.sleep(BUSY_RETRY_SECONDS)
-            now = time.monotonic()
-            late = [one for one in group if self._inbox.is_late(one, now)]
-            group[:] = [one for one in group if one not in late]
-            self._inbox.gather(0.0)
-            self._refuse(late + self._inbox.expired())
+        ask_who_at = time.monotonic() + IMPATIENT_SECONDS
+        try:
+            while group and not self._has_begun():
+                time.sleep(BUSY_RETRY_SECONDS)
+                if time.monotonic() >= ask_who_at:
+                    self._inbox.is_held_by_us = holder_of(self.location.path) == host.own_pid()
+                    ask_who_at = time.monotonic() + ASK_WHO_SECONDS
+                self._refuse_what_is_late(group)
+        finally:
+            self._inbox.is_held_by_us = False
+
+    def _has_begun(self) -> bool:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if is_busy(error):
+                return False
+            raise
+        self.turns += 1
+        return True
+
+    def _refuse_what_is_late(self, group: list[Operation]) -> None:
+        now = time.monotonic()
+        late = [one for one in group if self._inbox.is_late(one, now)]
+        group[:] = [one for one in group if one not in late]
+        self._inbox.gather(0.0)
+        self._refuse(late + self._inbox.expired())
 
     def _run_and_commit(self, group: list[Operation]) -> tuple[list[Any], Effects]:
         answers, effects = self._run(group)
@@ -404,11 +426,16 @@ class Writer:
     def _refuse(self, late: list[Operation]) -> None:
         if not late:
             return
-        busy = StorageBusy(
-            f"{self.location.path} was locked for {BEGIN_WITHIN_SECONDS:.0f} s{self._by_whom()}; "
-            "nothing was stored, try again"
+        path, by_whom = self.location.path, locked_by(self.location.path)
+        hurried = IMPATIENT_SECONDS if self._inbox.is_held_by_us else BEGIN_WITHIN_SECONDS
+        waited = (hurried if one.impatient else BEGIN_WITHIN_SECONDS for one in late)
+        self._answer(
+            late,
+            [
+                StorageBusy(f"{path} was locked for {seconds:.0f} s{by_whom}; nothing was stored, try again")
+                for seconds in waited
+            ],
         )
-        self._answer(late, [busy] * len(late))
         self._calls.flush()
 
     def _refuse_what_waits(self) -> None:
@@ -417,14 +444,6 @@ class Writer:
             group = self._inbox.next_group()
             self._answer(group, [self._broken] * len(group))
         self._calls.flush()
-
-    def _by_whom(self) -> str:
-        holder = host.lock_holder(self.location.shm, WRITE_LOCK_BYTE)
-        if holder is None:
-            return ""
-        if holder == host.own_pid():
-            return " by another connection of this very process (a session that has written and not committed)"
-        return f" by process {holder}"
 
     def _break_if_hopeless(self, error: Exception) -> None:
         if isinstance(error, StorageUnusable):
@@ -445,3 +464,18 @@ class Writer:
 def _unknown(error: OutcomeUnknown, addition: Addition) -> OutcomeUnknown:
     ids = tuple(job.id for job in addition.jobs)
     return OutcomeUnknown(f"{error}: {', '.join(ids)}", job_ids=ids)
+
+
+def holder_of(path: Path) -> int | None:
+    """Return the process that has the write lock of a database, where the system tells."""
+    return host.lock_holder(Location(path).shm, WRITE_LOCK_BYTE)
+
+
+def locked_by(path: Path) -> str:
+    """Say who has the write lock of a database, and what to do when that is this process; empty when nobody knows."""
+    holder = holder_of(path)
+    if holder is None:
+        return ""
+    if holder == host.own_pid():
+        return f" by a transaction of this very process that has written and not committed: {REMEDIES}"
+    return f" by process {holder}"
