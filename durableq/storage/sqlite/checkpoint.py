@@ -21,6 +21,8 @@ _PAGES_PER_COMMIT: Final = 4.0
 _PAGES_PER_ROW: Final = 0.2
 _PAGE_BYTES: Final = 4096
 _GROWTH_BYTES: Final = CHECKPOINT_PAGES * _PAGE_BYTES
+_MEASURE_SECONDS: Final = 0.05
+"""How often the log's size is asked for: each time the interpreter's lock changes hands."""
 _LOCK_SECONDS: Final = 0.02
 _TRY_AGAIN_SECONDS: Final = 0.05
 WAL_ALARM_BYTES: Final = 64 * 1024 * 1024
@@ -37,8 +39,11 @@ class Checkpointer:
         self._guard = connect(location)
         self._estimate = 0.0
         self._correction = 1.0
+        self._size = 0
+        """Of the log, in bytes, as last measured. What others write shows in nothing else."""
         self._size_then: int | None = None
-        """Of the log, when it was last taken in whole. What others write shows in nothing else."""
+        """The same after the log was last taken in whole."""
+        self._next_measure = 0.0
         self._back_off = _TRY_AGAIN_SECONDS
         self._not_before = 0.0
         self._next_alarm = 0.0
@@ -51,12 +56,10 @@ class Checkpointer:
 
     def maybe(self, wal_bytes: Callable[[], int]) -> None:
         """Checkpoint if about a thousand pages have come since the last one. Never fails a caller."""
-        size = wal_bytes()
-        if self._size_then is None:
-            self._size_then = size
-        is_due = self._estimate * self._correction >= CHECKPOINT_PAGES or size > self._size_then + _GROWTH_BYTES
         now = time.monotonic()
-        if not is_due or now < self._not_before:
+        if now >= self._next_measure:
+            self._measure(now, wal_bytes())
+        if now < self._not_before or not self._is_due():
             return
         try:
             self._checkpoint(now)
@@ -64,8 +67,18 @@ class Checkpointer:
             self._not_before = now + (_TRY_AGAIN_SECONDS if is_busy(error) else _BACKED_OFF_SECONDS)
             if not is_busy(error):
                 logger.warning("checkpoint of %s failed, it will be tried again: %s", self._location.path, error)
-        if size > WAL_ALARM_BYTES:
-            self._alarm(now, size)
+        if self._size > WAL_ALARM_BYTES:
+            self._alarm(now)
+
+    def _measure(self, now: float, size: int) -> None:
+        self._next_measure = now + _MEASURE_SECONDS
+        self._size = size
+        if self._size_then is None:
+            self._size_then = size
+
+    def _is_due(self) -> bool:
+        has_grown = self._size_then is not None and self._size > self._size_then + _GROWTH_BYTES
+        return has_grown or self._estimate * self._correction >= CHECKPOINT_PAGES
 
     def _checkpoint(self, now: float) -> None:
         begin(self._guard, _LOCK_SECONDS)
@@ -80,12 +93,13 @@ class Checkpointer:
         if moved >= logged:
             self._estimate = 0.0
             self._size_then = None
+            self._next_measure = 0.0
             self._back_off = _TRY_AGAIN_SECONDS
         else:
             self._not_before = now + self._back_off  # a reader needs the old pages
             self._back_off = min(2 * self._back_off, _BACKED_OFF_SECONDS)
 
-    def _alarm(self, now: float, wal_bytes: int) -> None:
+    def _alarm(self, now: float) -> None:
         if now < self._next_alarm:
             return
         self._next_alarm = now + _ALARM_EVERY_SECONDS
@@ -93,7 +107,7 @@ class Checkpointer:
             "the write-ahead log of %s has grown to %d MiB: some connection keeps a read transaction open, "
             "so it cannot be taken in; end it (a session left open, a shell, a backup)",
             self._location.path,
-            wal_bytes // (1024 * 1024),
+            self._size // (1024 * 1024),
         )
 
     def close(self) -> None:

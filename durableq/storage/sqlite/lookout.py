@@ -75,7 +75,7 @@ class Lookout:
         self._next_due: int | None = None
         self._doorbells: tuple[int, ...] = ()
         self._promote_again_at = 0.0
-        self._data_version = -1
+        self._data_version: int | None = None
         self._next_look = 0.0
         self._latest_look = 0.0
 
@@ -154,8 +154,9 @@ class Lookout:
                 self._next_look = min(self._next_look, now + _CLOSE_LOOK_SECONDS)
             version = connection.execute("PRAGMA data_version").fetchone()[0]
             if version != self._data_version:
+                if self._data_version is not None:  # else it is the first look, which tells of nobody
+                    self.saw_others_at = now
                 self._data_version = version
-                self.saw_others_at = now
                 self.learn(connection)
                 if had_guest:  # it may be ours: nobody else tells the other processes of it
                     self._ring_for_work()

@@ -255,8 +255,11 @@ class Writer:
         if self._waiting_guests:
             with self._guests:
                 self._guests.wait_for(lambda: self._waiting_guests == 0, GIVE_WAY_SECONDS)
-        elif self.lookout.others or time.monotonic() < self.lookout.saw_others_at + SHARED_SECONDS:
+        elif not self._inbox.is_empty() and self._is_shared():  # with nothing to write, there is gap enough
             time.sleep(GAP_SECONDS)
+
+    def _is_shared(self) -> bool:
+        return bool(self.lookout.others) or time.monotonic() < self.lookout.saw_others_at + SHARED_SECONDS
 
     def _sleep_seconds(self) -> float | None:
         if self._closing:
