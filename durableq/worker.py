@@ -86,6 +86,7 @@ class Worker:
             storage=storage,
             overrides=overrides,
             finished=self._finished,
+            freed=self._wake.set,
         )
         self._claimer = Claimer(
             registry=registry,

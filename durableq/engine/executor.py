@@ -6,7 +6,7 @@ time limit, a task that swallows its cancellation must be left behind, and a tas
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -62,7 +62,7 @@ class Executor:
         storage: Storage,
         overrides: Callable[[], Overrides],
         finished: Callable[[Lease, Outcome | Completed], None],
-        freed: Callable[[], None] = lambda: None,
+        freed: Callable[[], None],
     ) -> None:
         """``overrides`` gives the application's ``dependency_overrides``; ``freed`` is called when the slot of an
         attempt that was left behind is free after all.
@@ -164,17 +164,30 @@ class Executor:
     # -- one attempt ---------------------------------------------------------------------------------------
 
     async def _run(self, running: RunningJob) -> None:
+        """Check, run within the time limit, decide. User code runs under BaseException: even SystemExit ends only it.
+
+        Every job comes by here: each coroutine between this and the task's own costs it something.
+        """
         running.has_begun = True
         set_current(running)
+        timer: asyncio.TimerHandle | None = None
+        outcome: Outcome | Completed | None
         try:
             if self._emitter.wants(JobStarted):
                 self._emitter.emit(JobStarted(running.lease))
-            outcome = await self._outcome(running)
-        except BaseException as error:  # a damaged row, or a defect of ours: the job must not stay here for ever
+            outcome = self._refusal(running)
+            if outcome is None:
+                timer = self._limit_time(running)
+                outcome = Succeeded(await self._attempt(running), running.close())
+        except BaseException as error:
             outcome = self._after_error(running, error)
-        finally:
-            running.close()
-            self._free_slot(running)
+        if timer is not None:
+            timer.cancel()
+        running.close()
+        if running.completes_itself and not running.given_up:
+            outcome = await self._after_completion(running, outcome)
+        self._free_slot(running)
+        running.asyncio_task = None  # its context holds the running job: a circle, for the garbage collector to find
         if running.given_up:
             self._freed()
         else:
@@ -186,31 +199,10 @@ class Executor:
             self._idle.set()
         self._finished(running.lease, outcome)
 
-    async def _outcome(self, running: RunningJob) -> Outcome | Completed:
-        """Check, run within the time limit, decide. User code runs under BaseException: even SystemExit ends only it.
-
-        Every job comes by here: each coroutine between this and the task's own costs it something.
-        """
-        refusal = self._refusal(running)
-        if refusal is not None:
-            return refusal
-        may_be_limited = running.lease.settings is not None or running.definition.settings.timeout is not None
-        timer = self._limit_time(running) if may_be_limited else None
-        outcome: Outcome
-        try:
-            if self._hooks.middleware:
-                result = await self._hooks.around(running, partial(self._result, running))
-            else:
-                result = await self._result(running)
-            outcome = Succeeded(result, running.close())
-        except BaseException as error:
-            outcome = self._after_error(running, error)
-        finally:
-            if timer is not None:
-                timer.cancel()
-        if running.completes_itself and not running.given_up:
-            return await self._after_completion(running, outcome)
-        return outcome
+    def _attempt(self, running: RunningJob) -> Awaitable[str | None]:
+        if self._hooks.middleware:
+            return self._hooks.around(running, partial(self._result, running))
+        return self._result(running)
 
     def _refusal(self, running: RunningJob) -> Outcome | None:
         """Say why a job must not be started, or None."""
@@ -372,7 +364,7 @@ class Executor:
                 return await self._storage.state_of_lease(running.lease)
             except asyncio.CancelledError:  # too late for the task: what counts now is what was committed
                 if running.given_up:
-                    raise
+                    return None
             except StorageError as error:
                 logger.warning("cannot see whether job %s is completed, looking again: %s", running.lease.id, error)
             pause = _LOOK_AGAIN_SECONDS

@@ -39,34 +39,32 @@ class Services:
     max_result_bytes: int
 
 
+@dataclass(slots=True, eq=False)
 class RunningJob:
     """Implements `durableq.context.CurrentJob`. Made for every start, so it computes nothing before it is asked."""
 
-    # Defaults stand on the class: of most jobs nothing ever changes them.
-    has_begun = False
-    given_up = False
+    lease: Lease
+    definition: AnyTask
+    slots: Slots
+    _services: Services
+    asyncio_task: asyncio.Task[None] | None = None
+    has_begun: bool = False
+    given_up: bool = False
     """We cancelled it ourselves; what it still does has no outcome."""
-    cancel_asked = False
+    cancel_asked: bool = False
     """Somebody wants the job's end."""
     timed_out: float | None = None
     """Its limit in seconds, once that is over."""
-    deadline_is_the_limit = False
+    deadline_is_the_limit: bool = False
     """The job's deadline comes before the attempt's timeout."""
-    completes_itself = False
+    completes_itself: bool = False
     """It has written its success in a transaction of its own."""
-    asyncio_task: asyncio.Task[None] | None = None
-    follow_ups: list[Job[Any]] = []  # noqa: RUF012 - replaced, never changed
-    _follow_up_bytes = 0
-    _is_closed = False
+    _follow_ups: list[Job[Any]] | None = None
+    _follow_up_bytes: int = 0
+    _is_closed: bool = False
     _settings: dict[str, Any] | None = None
     _headers: MutableMapping[str, str] | None = None
-    _lines = 0
-
-    def __init__(self, lease: Lease, definition: AnyTask, slots: Slots, services: Services) -> None:
-        self.lease = lease
-        self.definition = definition
-        self.slots = slots
-        self._services = services
+    _lines: int = 0
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -142,7 +140,7 @@ class RunningJob:
             )
         job = self._services.maker.new(fn, args, kwargs, headers=self._inherited())
         self._follow_up_bytes += len(job.args_json)
-        if len(self.follow_ups) >= FOLLOW_UPS or self._follow_up_bytes > FOLLOW_UP_BYTES:
+        if len(self._follow_ups or ()) >= FOLLOW_UPS or self._follow_up_bytes > FOLLOW_UP_BYTES:
             raise ConfigurationError(
                 f"expected at most {FOLLOW_UPS:,} follow-up jobs and {FOLLOW_UP_BYTES:,} bytes of arguments from one "
                 "job: they are stored in one transaction; add some that add the rest, or use 'await dq.add_tasks(...)'"
@@ -162,13 +160,13 @@ class RunningJob:
     def close(self) -> tuple[Job[Any], ...]:
         """Take no more follow-up jobs, and return those that came."""
         self._is_closed = True
-        return tuple(self.follow_ups)
+        return tuple(self._follow_ups or ())
 
     def add_job(self, job: Job[Any]) -> None:
         """Take in a follow-up job, one that was made in a child process for instance."""
-        if not self.follow_ups:
-            self.follow_ups = []
-        self.follow_ups.append(job)
+        if self._follow_ups is None:
+            self._follow_ups = []
+        self._follow_ups.append(job)
 
     def facts(self) -> dict[str, Any]:
         """What a child process is told of the job."""

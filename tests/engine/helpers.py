@@ -6,11 +6,16 @@ import sqlite3
 from pathlib import Path
 from typing import Any, TypeVar
 
-from durableq import DurableQ, Job, JobState
+from tenacity import wait_none
+
+from durableq import DurableQ, Job, JobState, RetryPolicy
 from durableq.events import Emitter
 from tests.support import eventually
 
 E = TypeVar("E")
+
+AT_ONCE = RetryPolicy(wait=wait_none())
+"""Retries without a pause."""
 
 
 def sql(database: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:

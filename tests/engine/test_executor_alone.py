@@ -1,6 +1,7 @@
 """The executor by itself: what it tells the heartbeat, and what it leaves when its jobs are given up."""
 
 import asyncio
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,7 @@ class Bench:
             storage=storage_factory(database, queue_options({}, {}), clock)(),
             overrides=dict,
             finished=lambda lease, outcome: self.outcomes.append((lease, outcome)),
+            freed=lambda: None,
         )
         self._seq = 0
 
@@ -131,3 +133,19 @@ async def test_the_heartbeats_thread_may_ask_for_the_leases_at_any_moment(
     asking.join()
     assert errors == []
     assert len(bench.outcomes) == 10_000
+
+
+async def test_what_a_job_needed_is_freed_when_it_ends(bench: Bench) -> None:
+    """Not only when the garbage collector comes: circles cost a tenth of the jobs' rate."""
+    bench.register(_nothing, "nothing")
+    await asyncio.sleep(0)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(100):
+            bench.start("nothing")
+        await bench.executor.wait_idle(10)
+        await asyncio.sleep(0)
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
