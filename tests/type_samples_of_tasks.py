@@ -167,7 +167,14 @@ CLASSES: Final = {
         class Draw:
             def run(self, page: int, *, title: str = "") -> list[str]: ...
 
-        async def use() -> None:
+        async def use(background_tasks: BackgroundTasks, session: Session, connection: AsyncConnection) -> None:
+            assert_type(background_tasks.add_task(SendInvoice, 1), Job[str])
+            assert_type(background_tasks.add_task(Draw, 1), Job[list[str]])
+            assert_type(dq.within(session).add_task(SendInvoice, 1), Job[str])
+            assert_type(await dq.within(connection).add_task(Draw, 1), Job[list[str]])
+            background_tasks.add_task(SendInvoice, "1")  # refused
+            dq.within(session).add_task(SendInvoice, "1")  # refused
+            await dq.within(connection).add_task(Draw, "1")  # refused
             assert_type(await dq.add_task(SendInvoice, 1), Job[str])
             assert_type(await dq.add_task(Draw, 1, title="x"), Job[list[str]])
             assert_type(dq.add_task_sync(SendInvoice, 1), Job[str])

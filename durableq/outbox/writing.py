@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass, replace
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
+from durableq.context import AsyncTaskClass, TaskClass
 from durableq.errors import TransactionRefused
 from durableq.jobs import JobMaker
 from durableq.models import Job
@@ -36,6 +37,10 @@ class Outbox:
     @overload
     def add_task(self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
     @overload
+    def add_task(self, fn: type[AsyncTaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
+    @overload
+    def add_task(self, fn: type[TaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
+    @overload
     def add_task(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Job[R]: ...
     def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         """Write a job into the transaction: it is durable when, and if, the caller commits.
@@ -61,6 +66,14 @@ class AsyncOutbox:
     @overload
     def add_task(
         self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, Job[R]]: ...
+    @overload
+    def add_task(
+        self, fn: type[AsyncTaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, Job[R]]: ...
+    @overload
+    def add_task(
+        self, fn: type[TaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, Job[R]]: ...
     @overload
     def add_task(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Job[R]]: ...
