@@ -1,27 +1,58 @@
-"""What is recorded of a failure, whatever the exception does, and what becomes of a job whose worker died."""
+"""What is recorded of a failure, whatever the exception does, and what becomes of its job: pure decisions."""
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from tenacity import stop_after_delay, wait_fixed
 
 import durableq
+from durableq.clock import SECOND, to_datetime
 from durableq.engine.decisions import (
+    CANCELLED,
+    DEADLINE_PASSED,
+    DIE,
+    EXPIRED,
     MESSAGE_CHARACTERS,
     TRACEBACK_CHARACTERS,
     WORKER_DIED,
+    RemoteFailure,
+    Ruling,
+    after_cancellation,
     after_crash,
+    after_error,
+    before_start,
     failure_of,
+    ruling_on,
+    storable,
+    time_limit,
+    timed_out,
 )
-from durableq.models import Dead, Failure, Lease, Retried
+from durableq.errors import AttemptTimedOut, WorkerDied
+from durableq.models import Cancelled, Dead, Failure, Lease, Retried, Snoozed
+from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze
 
 PACKAGE = Path(durableq.__file__).resolve().parent
+NOW = 1_000_000 * SECOND
+IN_5_SECONDS = RetryPolicy(wait=wait_fixed(5))
 
 
-def lease(attempt: int = 1, max_attempts: int = 5, crashes: int = 0) -> Lease:
-    return Lease(1, attempt, "id", "tasks:work", "default", "{}", 0, attempt, max_attempts, crashes, 0)
+def lease(
+    attempt: int = 1,
+    max_attempts: int = 5,
+    crashes: int = 0,
+    *,
+    created_at: int = 0,
+    expires_at: int | None = None,
+    deadline_at: int | None = None,
+) -> Lease:
+    made = Lease(1, attempt, "id", "tasks:work", "default", "{}", 0, attempt, max_attempts, crashes, created_at)
+    return made._replace(expires_at=expires_at, deadline_at=deadline_at)
 
 
 def caught(run: Callable[[], object]) -> BaseException:
@@ -260,3 +291,160 @@ class TestCrashes:
         outcome = after_crash(lease(attempt=5), "it died", charged=charged, max_crashes=3)
         assert isinstance(outcome, Dead)
         assert outcome.crashed is charged
+
+    def test_whoever_wants_to_hear_of_it_gets_an_error(self) -> None:
+        for crashes, attempt in ((0, 1), (2, 1), (0, 5)):
+            outcome = after_crash(lease(attempt, crashes=crashes), "it died", charged=True, max_crashes=3)
+            assert isinstance(outcome.error, WorkerDied)
+            assert str(outcome.error) == outcome.failure.message
+
+
+class TestWhatAnExceptionAsksFor:
+    def test_a_retry_with_a_delay_is_taken_at_its_word(self) -> None:
+        policy = RetryPolicy(wait=wait_fixed(5), give_up_on=Exception)
+        assert ruling_on(Retry(delay=90), policy, 1, 0.0, NOW) == Ruling("retry", 90.0)
+        assert ruling_on(Retry(delay=timedelta(minutes=2)), policy, 1, 0.0, NOW) == Ruling("retry", 120.0)
+        assert ruling_on(Retry(delay=0), policy, 1, 0.0, NOW) == Ruling("retry", 0.0)
+
+    def test_a_retry_without_one_leaves_it_to_the_policy(self) -> None:
+        assert ruling_on(Retry(), IN_5_SECONDS, 1, 0.0, NOW) == Ruling("retry", 5.0)
+        assert ruling_on(Retry(), RetryPolicy(stop=stop_after_delay(60)), 1, 61.0, NOW) == DIE
+
+    def test_a_retry_at_a_moment_is_measured_from_now(self) -> None:
+        retry = Retry()
+        retry.at = to_datetime(NOW) + timedelta(seconds=30)
+        assert ruling_on(retry, IN_5_SECONDS, 1, 0.0, NOW) == Ruling("retry", 30.0)
+        assert ruling_on(retry, IN_5_SECONDS, 1, 0.0, NOW + 60 * SECOND) == Ruling("retry", 0.0)
+
+    def test_a_snooze_is_no_failure_whatever_the_policy_says(self) -> None:
+        assert ruling_on(Snooze(7), RetryPolicy(give_up_on=Exception), 1, 0.0, NOW) == Ruling("snooze", 7.0)
+
+    def test_a_permanent_failure_is_final_whatever_the_policy_says(self) -> None:
+        assert ruling_on(PermanentFailure("no"), RetryPolicy(retry_on=PermanentFailure), 1, 0.0, NOW) == DIE
+
+    def test_any_other_error_is_the_policys_business(self) -> None:
+        assert ruling_on(ValueError(), IN_5_SECONDS, 1, 0.0, NOW) == Ruling("retry", 5.0)
+        assert ruling_on(ValueError(), RetryPolicy(give_up_on=ValueError), 1, 0.0, NOW) == DIE
+
+    def test_what_was_ruled_in_a_child_process_holds_here(self) -> None:
+        failure = Failure("ValueError", "no", "Traceback ...")
+        for ruling in (Ruling("retry", 3.0), Ruling("snooze", 4.0), DIE):
+            remote = RemoteFailure(failure, ruling, ("builtins.ValueError", "builtins.Exception"))
+            assert ruling_on(remote, RetryPolicy(give_up_on=Exception), 1, 0.0, NOW) == ruling
+            assert failure_of(remote) is failure
+
+
+class TestAfterAnError:
+    def test_a_retry_goes_back_to_wait_until_its_time(self) -> None:
+        error = Retry("busy", delay=90)
+        outcome = after_error(lease(), error, IN_5_SECONDS, NOW)
+        assert isinstance(outcome, Retried)
+        assert (outcome.run_at, outcome.error) == (NOW + 90 * SECOND, error)
+        assert (outcome.failure.type, outcome.failure.message) == ("durableq.Retry", "busy")
+
+    def test_a_retry_does_not_go_beyond_the_last_attempt(self) -> None:
+        assert isinstance(after_error(lease(5), Retry(delay=1), IN_5_SECONDS, NOW), Dead)
+
+    @pytest.mark.parametrize("attempt", [1, 5, 6])
+    def test_a_snooze_does_not_look_at_attempts(self, attempt: int) -> None:
+        assert after_error(lease(attempt), Snooze(60), IN_5_SECONDS, NOW) == Snoozed(NOW + 60 * SECOND)
+
+    def test_a_permanent_failure_is_dead_on_its_first_attempt(self) -> None:
+        error = PermanentFailure("no such customer")
+        outcome = after_error(lease(), error, IN_5_SECONDS, NOW)
+        assert isinstance(outcome, Dead)
+        assert (outcome.error, outcome.crashed) == (error, False)
+
+    @pytest.mark.parametrize("error", [ValueError("no"), Retry(delay=5), Snooze(5)], ids=repr)
+    @pytest.mark.parametrize(("until_deadline", "is_dead"), [(4, True), (5, True), (6, False)])
+    def test_what_would_run_again_at_the_deadline_or_later_is_dead_now(
+        self, error: Exception, until_deadline: int, is_dead: bool
+    ) -> None:
+        outcome = after_error(lease(deadline_at=NOW + until_deadline * SECOND), error, IN_5_SECONDS, NOW)
+        assert isinstance(outcome, Dead) is is_dead
+
+    def test_the_dead_keep_their_own_error_not_the_deadlines(self) -> None:
+        outcome = after_error(lease(deadline_at=NOW), ConnectionError("refused"), IN_5_SECONDS, NOW)
+        assert isinstance(outcome, Dead)
+        assert (outcome.failure.type, outcome.failure.message) == ("ConnectionError", "refused")
+
+    def test_expiry_is_no_concern_of_a_job_that_was_started(self) -> None:
+        assert isinstance(after_error(lease(expires_at=NOW), ValueError(), IN_5_SECONDS, NOW), Retried)
+
+
+class TestBeforeAStart:
+    def test_a_job_without_limits_is_never_too_late(self) -> None:
+        assert before_start(lease(), 10**18) is None
+
+    @pytest.mark.parametrize(("now", "is_late"), [(NOW - 1, False), (NOW, True), (NOW + 1, True)])
+    def test_an_expired_job_is_cancelled(self, now: int, is_late: bool) -> None:
+        outcome = before_start(lease(expires_at=NOW), now)
+        assert (outcome is not None) is is_late
+        if is_late:
+            assert isinstance(outcome, Cancelled)
+            assert outcome.failure.type == EXPIRED
+
+    @pytest.mark.parametrize(("now", "is_late"), [(NOW - 1, False), (NOW, True), (NOW + 1, True)])
+    def test_a_job_past_its_deadline_is_dead(self, now: int, is_late: bool) -> None:
+        outcome = before_start(lease(deadline_at=NOW), now)
+        assert (outcome is not None) is is_late
+        if is_late:
+            assert isinstance(outcome, Dead)
+            assert outcome.failure.type == DEADLINE_PASSED
+            assert isinstance(outcome.error, AttemptTimedOut)
+
+    def test_the_deadline_counts_more_than_the_expiry(self) -> None:
+        assert isinstance(before_start(lease(expires_at=NOW, deadline_at=NOW), NOW), Dead)
+
+
+class TestTimeLimits:
+    @pytest.mark.parametrize(
+        ("timeout", "until_deadline", "seconds"),
+        [(2, None, 2.0), (None, 3, 3.0), (2, 3, 2.0), (3, 2, 2.0), (3, -1, 0.0), (None, 0, 0.0)],
+    )
+    def test_the_shorter_one_counts_and_is_never_negative(
+        self, timeout: int | None, until_deadline: int | None, seconds: float
+    ) -> None:
+        deadline_at = None if until_deadline is None else NOW + until_deadline * SECOND
+        limit = time_limit(lease(deadline_at=deadline_at), None if timeout is None else timeout * SECOND, NOW)
+        assert limit == seconds
+
+    def test_the_error_says_which_one_it_was(self) -> None:
+        by_timeout = timed_out(lease(2, deadline_at=NOW + 1), 1.5, NOW)
+        assert str(by_timeout) == "attempt 2 was stopped: it took longer than its timeout of 1.5 s"
+        by_deadline = timed_out(lease(2, deadline_at=NOW), 1.5, NOW)
+        assert str(by_deadline) == "attempt 2 was stopped at the job's deadline, after 1.5 s"
+        assert isinstance(by_timeout, TimeoutError)
+
+
+class TestCancellations:
+    def test_what_the_task_raised_is_kept_as_the_traceback(self) -> None:
+        def run() -> None:
+            raise OSError("while cleaning up")
+
+        failure = after_cancellation(caught(run)).failure
+        assert (failure.type, failure.message) == (CANCELLED, "cancelled while running")
+        assert "OSError: while cleaning up" in failure.traceback
+
+    def test_a_job_that_was_never_started_has_nothing_to_show(self) -> None:
+        assert after_cancellation(None).failure.traceback == "cancelled while running"
+
+
+@given(some.text())
+def test_any_text_becomes_fit_for_a_database_and_stays_itself_if_it_was(text: str) -> None:
+    made = storable(text)
+    made.encode()
+    assert "\0" not in made
+    assert storable(made) == made
+    if "\0" not in text and text.encode("utf-8", "ignore").decode() == text:
+        assert made == text
+
+
+@given(some.datetimes(datetime(1970, 1, 1), datetime(3000, 1, 1)), some.floats(0, 10**9))
+def test_an_outcome_never_lies_in_the_past(moment: datetime, delay: float) -> None:
+    now = int(moment.timestamp() * SECOND)
+    for error, kind in ((Retry(delay=delay), Retried), (Snooze(delay), Snoozed)):
+        outcome = after_error(lease(), error, IN_5_SECONDS, now)
+        assert isinstance(outcome, kind)
+        assert outcome.run_at is not None
+        assert outcome.run_at >= now

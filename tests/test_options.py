@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from tenacity import retry_if_exception_type, wait_fixed
 
-from durableq import DurableQ, RetryPolicy
+from durableq import DurableQ, JobState, RetryPolicy, Unique
 from durableq.errors import ConfigurationError
+from durableq.models import COVERS
 from durableq.options import (
     CODE_OPTIONS,
     QueueOptions,
@@ -157,6 +159,38 @@ class TestTaskOptions:
             ({"delay": 5, "run_at": datetime(2026, 1, 1, tzinfo=UTC)}, "expected delay or run_at, got both"),
             ({"retry": 3}, "'retry'"),
             ({"retry": RetryPolicy}, "'retry'"),
+            ({"expires": 0}, "'expires'"),
+            ({"timeout": 0}, "'timeout'"),
+            ({"timeout": -1}, "'timeout'"),
+            ({"timeout": "soon"}, "'timeout'"),
+            ({"deadline": float("nan")}, "'deadline'"),
+            ({"deadline": timedelta(0)}, "'deadline'"),
+            ({"result_ttl": -1}, "'result_ttl'"),
+            ({"delay": timedelta.max}, "'delay'"),
+            ({"expires": timedelta.max}, "'expires'"),
+            ({"timeout": timedelta.max}, "'timeout'"),
+            ({"deadline": timedelta.max}, "'deadline'"),
+            ({"result_ttl": timedelta.max}, "'result_ttl'"),
+            ({"delay": 60, "expires": 60}, "expected delay to be shorter than expires (0:01:00), got 0:01:00"),
+            ({"delay": 90, "deadline": 60}, "expected delay to be shorter than deadline (0:01:00), got 0:01:30"),
+            ({"unique": "a", "idempotency_key": "b"}, "expected unique or idempotency_key, got both"),
+            ({"unique": ""}, "'unique'"),
+            ({"unique": "x" * 1_001}, "'unique'"),
+            ({"idempotency_key": ""}, "'idempotency_key'"),
+            ({"idempotency_key": 5}, "'idempotency_key'"),
+            ({"tags": "urgent"}, "'tags'"),
+            ({"tags": [""]}, "'tags'"),
+            ({"tags": ["x"] * 51}, "'tags'"),
+            ({"headers": {"": "x"}}, "'headers'"),
+            ({"headers": {"a": 5}}, "'headers'"),
+            ({"headers": {"a": "x" * 4_001}}, "'headers'"),
+            ({"headers": {f"h{number}": "x" for number in range(51)}}, "'headers'"),
+            ({"headers": {"a": "lone \ud800 surrogate"}}, "'headers'"),
+            ({"runner": "fibre"}, "'runner'"),
+            ({"retry_on": "ValueError"}, "'retry_on'"),
+            ({"retry_on": int}, "'retry_on'"),
+            ({"give_up_on": (ValueError, "KeyError")}, "'give_up_on'"),
+            ({"on_dead": "mail me"}, "'on_dead'"),
         ],
     )
     def test_what_cannot_be_right_is_refused_by_name(self, given: dict[str, Any], expected: str) -> None:
@@ -185,3 +219,153 @@ class TestTaskOptions:
             work.options(delay=5, run_at=datetime(2027, 1, 1, tzinfo=UTC))
         with pytest.raises(ConfigurationError, match="unknown option"):
             work.options(queu="x")  # type: ignore[call-arg]
+
+
+class TestWhatAJobCanBeAsked:
+    def test_nothing_is_asked_by_default(self) -> None:
+        options = task_options()
+        assert (options.expires, options.timeout, options.deadline, options.result_ttl) == (None,) * 4
+        assert (options.unique, options.idempotency_key, options.tags, options.headers) == (None, None, (), {})
+        assert (options.runner, options.on_success, options.on_retry, options.on_dead) == (None,) * 4
+
+    def test_durations_are_seconds_or_timedeltas(self) -> None:
+        options = task_options(timeout=1.5, expires=timedelta(hours=1), deadline=7200, result_ttl=0)
+        assert (options.timeout, options.expires) == (timedelta(seconds=1.5), timedelta(hours=1))
+        assert (options.deadline, options.result_ttl) == (timedelta(hours=2), timedelta(0))
+        assert options.timeout_micros == 1_500_000
+        assert task_options().timeout_micros is None
+
+    @pytest.mark.parametrize(
+        ("given", "is_plain"),
+        [
+            ({}, True),
+            ({"queue": "mail", "priority": 1, "max_attempts": 9, "delay": 5, "retry": RetryPolicy()}, True),
+            ({"retry_on": OSError, "on_dead": print, "runner": "thread"}, True),
+            ({"timeout": 5}, False),
+            ({"timeout": None}, False),
+            ({"tags": ()}, False),
+            ({"result_ttl": 0}, False),
+        ],
+    )
+    def test_a_job_without_wishes_costs_nothing_for_those_of_others(self, given: Any, is_plain: bool) -> None:
+        assert task_options(**given).is_plain is is_plain
+
+    @pytest.mark.parametrize("name", sorted(CODE_OPTIONS))
+    def test_code_belongs_to_the_task_and_cannot_be_changed_for_one_call(self, tmp_path: Path, name: str) -> None:
+        dq = DurableQ(tmp_path / "a.db")
+
+        @dq.task(name="work")
+        def work() -> None: ...
+
+        given: Any = {name: None}
+        with pytest.raises(ConfigurationError, match=f"option '{name}' of work is code"):
+            work.options(**given)
+
+    def test_everything_else_can(self, tmp_path: Path) -> None:
+        dq = DurableQ(tmp_path / "a.db")
+        gentle = dq.retry_policy("gentle", wait=wait_fixed(60))
+
+        @dq.task(name="work", timeout=5, tags=["a"], headers={"a": "b"})
+        def work() -> None: ...
+
+        changed = work.options(timeout=9, expires=60, deadline=90, result_ttl=0, tags=[], headers={}, retry=gentle)
+        assert (changed.settings.timeout, changed.settings.tags) == (timedelta(seconds=9), ())
+        assert (changed.settings.headers, changed.settings.retry) == ({}, gentle)
+        assert (work.settings.timeout, work.settings.tags) == (timedelta(seconds=5), ("a",))
+        assert work.options(timeout=None).settings.timeout is None
+
+    def test_a_policy_for_one_call_needs_a_name_that_a_row_can_hold(self, tmp_path: Path) -> None:
+        dq, other = DurableQ(tmp_path / "a.db"), DurableQ(tmp_path / "b.db")
+
+        @dq.task(name="work")
+        def work() -> None: ...
+
+        for stranger in (RetryPolicy(), RetryPolicy(name="gentle"), other.retry_policy("gentle")):
+            with pytest.raises(ConfigurationError, match="a job's row cannot hold"):
+                work.options(retry=stranger)
+
+    def test_a_policy_is_declared_once_and_its_fields_are_checked(self, tmp_path: Path) -> None:
+        dq = DurableQ(tmp_path / "a.db")
+        gentle = dq.retry_policy("gentle", wait=wait_fixed(60))
+        assert (gentle.name, gentle.delay(1, ValueError(), 0)) == ("gentle", 60)
+        with pytest.raises(ConfigurationError, match="two retry policies are named 'gentle'"):
+            dq.retry_policy("gentle", wait=wait_fixed(5))
+        with pytest.raises(ConfigurationError, match="unknown option 'waits' of a retry policy, did you mean 'wait'"):
+            dq.retry_policy("other", waits=wait_fixed(5))
+
+
+class TestExceptionTypes:
+    @pytest.mark.parametrize("types", [ValueError, (ValueError,), [ValueError]])
+    def test_one_type_or_several_may_be_given(self, types: Any) -> None:
+        assert task_options(retry_on=types).retry_on == (ValueError,)
+        assert task_options(give_up_on=types).give_up_on == (ValueError,)
+
+    def test_they_go_into_the_policy(self) -> None:
+        policy = task_options(retry_on=OSError, give_up_on=FileNotFoundError).policy
+        assert policy.delay(1, PermissionError(), 0) is not None
+        assert policy.delay(1, FileNotFoundError(), 0) is None
+        assert policy.delay(1, ValueError(), 0) is None
+
+    def test_what_the_policy_gives_up_on_holds_as_well(self) -> None:
+        own = RetryPolicy(wait=wait_fixed(5), give_up_on=KeyError, retry_on=LookupError)
+        policy = task_options(retry=own, give_up_on=IndexError).policy
+        assert [policy.delay(1, kind(), 0) for kind in (KeyError, IndexError, LookupError, ValueError)] == [
+            None,
+            None,
+            5,
+            None,
+        ]
+
+    def test_what_the_task_retries_stands_in_place_of_what_the_policy_does(self) -> None:
+        own = RetryPolicy(wait=wait_fixed(5), retry_on=KeyError, retry=retry_if_exception_type(Exception))
+        policy = task_options(retry=own, retry_on=(OSError, ValueError)).policy
+        assert policy.delay(1, KeyError(), 0) is None
+        assert policy.delay(1, ValueError(), 0) == 5
+
+    def test_without_them_the_policy_is_as_it_was_given(self) -> None:
+        own = RetryPolicy(wait=wait_fixed(5))
+        assert task_options(retry=own).policy is own
+
+
+class TestUnique:
+    def test_by_default_all_arguments_count_while_the_first_is_unfinished(self) -> None:
+        unique = Unique()
+        assert (unique.args, unique.period, unique.key, unique.on_conflict) == (None, None, None, "return")
+        assert unique.covers == COVERS[JobState.RUNNING]
+
+    @pytest.mark.parametrize(
+        ("states", "covers"),
+        [
+            ([], 0),
+            (["queued", "scheduled", "blocked"], 0),
+            (["running", JobState.SUCCEEDED], 1 + 2),
+            (["dead", "cancelled"], 4 + 8),
+            (list(JobState), 15),
+            (["running", "running", JobState.RUNNING], 1),
+        ],
+    )
+    def test_states_are_counted_once_each_however_they_are_written(self, states: Any, covers: int) -> None:
+        assert Unique(states=states).covers == covers
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({"args": "to"}, "expected Unique(args=...) to be a list of names, got the text 'to'"),
+            ({"args": ["to"], "key": "k"}, "expected Unique(args=...) or Unique(key=...), got both"),
+            ({"period": timedelta(0)}, "expected Unique(period=...) to be longer than nothing, got 0:00:00"),
+            ({"on_conflict": "ignore"}, "expected on_conflict to be 'return', 'replace' or 'raise', got 'ignore'"),
+            ({"states": ["runing"]}, "unknown state 'runing' in Unique(states=...), did you mean 'running'?"),
+            ({"key": ""}, "'key'"),
+            ({"key": "x" * 1_001}, "'key'"),
+            ({"key": 5}, "'key'"),
+            ({"key": "lone \ud800 surrogate"}, "'key'"),
+        ],
+    )
+    def test_what_cannot_be_right_is_refused(self, given: dict[str, Any], expected: str) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            Unique(**given)
+        assert expected in str(caught.value)
+
+    def test_a_task_may_have_one_or_a_text_for_it(self) -> None:
+        assert task_options(unique="k").unique == "k"
+        assert task_options(unique=Unique(args=["a"])).unique == Unique(args=["a"])

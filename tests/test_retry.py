@@ -1,14 +1,19 @@
 """When a failed job runs again: pure decisions in tenacity's vocabulary."""
 
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import tenacity
+from hypothesis import given
+from hypothesis import strategies as some
 from tenacity.wait import wait_base
 
-from durableq import DurableQ, JobState, RetryPolicy, wait_with_jitter
+from durableq import DurableQ, JobState, PermanentFailure, Retry, RetryPolicy, Snooze, wait_with_jitter
 from durableq.engine.decisions import after_error
 from durableq.models import Dead, Lease, Retried
 from durableq.retry import DEFAULT_POLICY, LONGEST_DELAY_SECONDS
@@ -148,6 +153,120 @@ class TestBounds:
             await eventually(is_scheduled)
             delay = (await dq.get(job)).run_at - job.run_at
             assert timedelta(seconds=1) <= delay < timedelta(seconds=10)
+
+
+class TestExceptionTypes:
+    """The plain form of tenacity's ``retry``."""
+
+    def test_only_the_named_types_are_retried(self) -> None:
+        policy = RetryPolicy(retry_on=OSError)
+        assert policy.delay(1, ConnectionError(), 0) is not None, "and what is derived from them"
+        assert policy.delay(1, ValueError(), 0) is None
+        assert RetryPolicy(retry_on=(OSError, KeyError)).delay(1, KeyError(), 0) is not None
+
+    def test_the_named_types_are_never_retried(self) -> None:
+        policy = RetryPolicy(give_up_on=(ValueError, KeyError))
+        assert policy.delay(1, UnicodeError(), 0) is None
+        assert policy.delay(1, KeyError(), 0) is None
+        assert policy.delay(1, OSError(), 0) is not None
+
+    def test_to_give_up_counts_more(self) -> None:
+        policy = RetryPolicy(retry_on=OSError, give_up_on=FileNotFoundError)
+        assert policy.delay(1, FileNotFoundError(), 0) is None
+        assert policy.delay(1, PermissionError(), 0) is not None
+
+    def test_they_go_together_with_tenacitys_own(self) -> None:
+        policy = RetryPolicy(retry_on=OSError, retry=tenacity.retry_if_exception_message(match="again"))
+        assert policy.delay(1, OSError("again"), 0) is not None
+        assert policy.delay(1, OSError("no"), 0) is None
+        assert policy.delay(1, ValueError("again"), 0) is None
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class TestRetry:
+    def test_without_a_delay_the_policy_decides(self) -> None:
+        assert Retry().seconds(NOW) is None
+
+    @pytest.mark.parametrize(
+        ("delay", "seconds"), [(0, 0.0), (5, 5.0), (1.5, 1.5), (timedelta(minutes=1), 60.0), (float("inf"), None)]
+    )
+    def test_a_delay_is_in_seconds_or_a_timedelta_and_has_an_end(
+        self, delay: float | timedelta, seconds: float | None
+    ) -> None:
+        assert Retry(delay=delay).seconds(NOW) == (LONGEST_DELAY_SECONDS if seconds is None else seconds)
+        assert Snooze(delay).delay == (LONGEST_DELAY_SECONDS if seconds is None else seconds)
+
+    @pytest.mark.parametrize("delay", [-1, float("nan"), timedelta(seconds=-1)])
+    @pytest.mark.parametrize("make", [lambda delay: Retry(delay=delay), Snooze])
+    def test_a_delay_that_cannot_be_is_refused_where_it_is_made(
+        self, make: Callable[[Any], object], delay: Any
+    ) -> None:
+        with pytest.raises(ValueError, match="expected a delay of 0 seconds or more"):
+            make(delay)
+
+    def test_they_say_what_they_are(self) -> None:
+        assert str(Retry()) == "the task asked to be retried"
+        assert str(Retry("busy", delay=5)) == "busy"
+        assert str(Snooze(timedelta(minutes=1))) == "snoozed for 60 s"
+        assert str(PermanentFailure("no such customer")) == "no such customer"
+
+
+DATE = "Thu, 01 Jan 2026 00:02:00 GMT"
+
+
+class TestRetryAfter:
+    @pytest.mark.parametrize(
+        ("value", "seconds"),
+        [
+            ("120", 120.0),
+            (" 120 ", 120.0),
+            ("0", 0.0),
+            ("007", 7.0),
+            ("9" * 400, LONGEST_DELAY_SECONDS),
+            (DATE, 120.0),
+            ("Thursday, 01-Jan-26 00:02:00 GMT", 120.0),
+            ("Thu Jan  1 00:02:00 2026", 120.0),
+            ("Thu, 01 Jan 2026 01:02:00 +0100", 120.0),
+            ("Thu, 01 Jan 2026 00:02:00 -0000", 120.0),
+            ("Wed, 31 Dec 2025 00:00:00 GMT", 0.0),
+        ],
+    )
+    def test_seconds_and_dates_are_read(self, value: str, seconds: float) -> None:
+        assert Retry.after({"Retry-After": value}).seconds(NOW) == seconds
+
+    @pytest.mark.parametrize(
+        "value",
+        ["", "  ", "soon", "-5", "+5", "1.5", "1e3", "0x10", "\N{ARABIC-INDIC DIGIT ONE}", "120, 120", "Thu", "\0"],
+    )
+    def test_what_cannot_be_read_is_left_to_the_policy(self, value: str) -> None:
+        assert Retry.after({"Retry-After": value}).seconds(NOW) is None
+
+    def test_an_absent_header_is_left_to_the_policy(self) -> None:
+        for headers in ({}, {"Content-Length": "5"}, httpx2.Headers(), httpx2.Response(429)):
+            assert Retry.after(headers).seconds(NOW) is None
+
+    @pytest.mark.parametrize("name", ["Retry-After", "retry-after", "RETRY-AFTER", b"retry-after", b"Retry-After"])
+    def test_case_does_not_matter_whatever_the_mapping(self, name: Any) -> None:
+        value = b"7" if isinstance(name, bytes) else "7"
+        assert Retry.after({"X-Other": "1", name: value}).seconds(NOW) == 7.0
+
+    def test_responses_and_headers_of_http_clients_are_read(self) -> None:
+        response = httpx2.Response(429, headers={"Retry-After": "7"})
+        assert Retry.after(response).seconds(NOW) == 7.0
+        assert Retry.after(response.headers).seconds(NOW) == 7.0
+
+    def test_the_message_says_what_the_other_side_asked_for_or_what_it_is_given(self) -> None:
+        assert DATE in str(Retry.after({"Retry-After": DATE}))
+        assert str(Retry.after({"Retry-After": "7"}, message="busy")) == "busy"
+
+    @given(some.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1), timezones=some.just(UTC)))
+    def test_every_date_that_is_written_as_http_wants_it_is_read(self, moment: datetime) -> None:
+        moment = moment.replace(microsecond=0)
+        retry = Retry.after({"Retry-After": format_datetime(moment, usegmt=True)})
+        assert retry.at == moment
+        assert retry.seconds(moment - timedelta(seconds=5)) == 5.0
 
 
 class TestOutcomes:

@@ -15,11 +15,6 @@ from tests.engine.processes import ROOT
 from tests.support import eventually, eventually_sync
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
-
-
 async def double(number: int) -> int:
     return 2 * number
 

@@ -32,11 +32,6 @@ from tests.support import eventually
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
-
-
 def remote(dq: DurableQ, name: str, **options: Any) -> Task[[Any], Any]:
     """A task of one argument whose code is run by another deployment."""
 

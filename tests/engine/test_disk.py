@@ -10,19 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.engine.helpers import sql
 from tests.engine.processes import Program, program
 from tests.support import eventually_sync
 
 OUTAGE_SECONDS = 2.0
 LEASE_SECONDS = 1.5
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
 
 
 @contextlib.contextmanager

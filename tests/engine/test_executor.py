@@ -9,24 +9,17 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from tenacity import retry_if_not_exception_type, wait_fixed, wait_none
+from tenacity import retry_if_not_exception_type, wait_fixed
 
 from durableq import DurableQ, JobState, RetryPolicy
 from durableq.events import JobDied, JobRetried
 from durableq.testing import ManualClock
-from tests.engine.helpers import collect, finished, in_state, sql
+from tests.engine.helpers import AT_ONCE, collect, finished, in_state, sql
 from tests.support import eventually
-
-AT_ONCE = RetryPolicy(wait=wait_none())
 
 
 class Unstoppable(BaseException):
     """What ``except Exception`` lets pass, like SystemExit; were it to escape, it would not end the tests as well."""
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
 
 
 # -- failures ------------------------------------------------------------------------------------------------

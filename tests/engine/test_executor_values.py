@@ -12,12 +12,6 @@ from durableq.events import ResultNotStored
 from durableq.testing import ManualClock
 from tests.engine.helpers import collect, finished, sql
 
-
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
-
-
 # -- results -------------------------------------------------------------------------------------------------
 
 

@@ -16,11 +16,6 @@ from tests.engine.processes import program, stop_outside_of_transactions
 from tests.support import eventually, eventually_sync
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
-
-
 async def test_a_loop_that_is_blocked_for_more_than_half_a_lease_keeps_it(database: Path) -> None:
     dq = DurableQ(database, lease=3, heartbeat=0.5)
     evicted = collect(dq.events, WorkerEvicted)

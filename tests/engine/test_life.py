@@ -18,11 +18,6 @@ from tests.engine.processes import ROOT
 from tests.support import eventually, eventually_sync
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
-
-
 async def add(a: int, b: int) -> int:
     return a + b
 

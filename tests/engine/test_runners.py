@@ -20,11 +20,6 @@ STARLETTES_THREADS = 40
 """How many threads Starlette has for ``def`` routes: anyio's default limiter."""
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
-
-
 async def test_blocked_sync_jobs_take_none_of_the_threads_that_serve_routes(database: Path) -> None:
     dq = DurableQ(database, threads=STARLETTES_THREADS + 10)
     release, blocked = threading.Event(), threading.Semaphore(0)

@@ -20,11 +20,6 @@ A_LOOK_SECONDS = 0.35
 """A queue notices that its clock was moved within a quarter of a second."""
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
-
-
 @pytest.mark.parametrize("how", ["delay", "run_at"])
 async def test_a_job_with_a_delay_starts_when_it_is_due_and_never_before(database: Path, how: str) -> None:
     dq = DurableQ(database)

@@ -6,8 +6,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from durableq import DurableQ, JobState
 from durableq.events import JobStarted
 from tests.engine.helpers import finished
@@ -15,11 +13,6 @@ from tests.engine.processes import program
 from tests.support import eventually
 
 ROUNDS = 9
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
 
 
 async def echo(value: int) -> int:

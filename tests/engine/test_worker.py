@@ -14,11 +14,6 @@ from tests.engine.processes import program
 from tests.support import eventually
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
-
-
 async def greet(name: str) -> str:
     """A function without a decorator."""
     return f"hello {name}"

@@ -308,8 +308,10 @@ class ScopedSession(_WithEngine):
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Open]:
         scoped = scoped_session(sessionmaker(self.engine))
-        yield _OpenSync(scoped)
-        scoped.remove()
+        try:
+            yield _OpenSync(scoped)
+        finally:
+            scoped.remove()
 
 
 class SqlmodelSession(_WithEngine):
@@ -350,8 +352,10 @@ class AsyncScopedSession(_WithAsyncEngine):
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Open]:
         scoped = async_scoped_session(async_sessionmaker(self.engine), scopefunc=lambda: "one")
-        yield _OpenAsync(scoped)
-        await scoped.remove()
+        try:
+            yield _OpenAsync(scoped)
+        finally:
+            await scoped.remove()
 
 
 class AsyncSqlmodelSession(_WithAsyncEngine):

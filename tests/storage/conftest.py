@@ -8,8 +8,9 @@ from durableq.testing import ManualClock
 from tests.storage.support import Backend
 
 # Before anything imports them: a failing assert in there shall show its values.
-for module in ("contract", "contract_leases", "contract_by_hand"):
-    pytest.register_assert_rewrite(f"tests.storage.{module}")
+CONTRACTS = ("", "_by_hand", "_cancelling", "_idempotency", "_leases", "_notes", "_time", "_unique", "_unique_life")
+for name in (*CONTRACTS, "_watching"):
+    pytest.register_assert_rewrite(f"tests.storage.contract{name}")
 
 
 @pytest.fixture(params=["sqlite"])

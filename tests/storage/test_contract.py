@@ -1,6 +1,17 @@
 """The storage contract, run over every backend that ``conftest.py`` names."""
 
-from tests.storage import contract, contract_by_hand, contract_leases
+from tests.storage import (
+    contract,
+    contract_by_hand,
+    contract_cancelling,
+    contract_idempotency,
+    contract_leases,
+    contract_notes,
+    contract_time,
+    contract_unique,
+    contract_unique_life,
+    contract_watching,
+)
 
 
 class TestAdding(contract.Adding): ...
@@ -25,3 +36,54 @@ class TestPruning(contract_by_hand.Pruning): ...
 
 
 class TestLooking(contract_by_hand.Looking): ...
+
+
+class TestUniqueKeys(contract_unique.UniqueKeys): ...
+
+
+class TestRefusing(contract_unique.Refusing): ...
+
+
+class TestReplacing(contract_unique.Replacing): ...
+
+
+class TestKeysOverALife(contract_unique_life.KeysOverALife): ...
+
+
+class TestKeysByHand(contract_unique_life.KeysByHand): ...
+
+
+class TestIdempotencyKeys(contract_idempotency.IdempotencyKeys): ...
+
+
+class TestFollowUps(contract_idempotency.FollowUps): ...
+
+
+class TestOverdue(contract_time.Overdue): ...
+
+
+class TestSnoozing(contract_time.Snoozing): ...
+
+
+class TestResultsForAWhile(contract_time.ResultsForAWhile): ...
+
+
+class TestCancellingWhatRuns(contract_cancelling.CancellingWhatRuns): ...
+
+
+class TestBeingToldToCancel(contract_cancelling.BeingToldToCancel): ...
+
+
+class TestCarrying(contract_notes.Carrying): ...
+
+
+class TestSaying(contract_notes.Saying): ...
+
+
+class TestStateOfLease(contract_notes.StateOfLease): ...
+
+
+class TestFinishedAmong(contract_watching.FinishedAmong): ...
+
+
+class TestWatching(contract_watching.Watching): ...

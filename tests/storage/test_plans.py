@@ -25,7 +25,11 @@ CHOICE = {
     "suspect_tasks": NAMES,
 }
 OUTCOMES = json.dumps([[1, 1, "succeeded", 0, 0, None, 5, None, None, None]])
-JOB = json.dumps([["id", "task", "queue", 0, "queued", "{}", 0, 5, 0, 0]])
+ROW = ["id", "task", "queue", 0, "queued", "{}", 0, 5, 0, 0]
+JOB = json.dumps([ROW])
+SPECIAL_JOB = json.dumps([[*ROW, 9, 9, "key", 1, 9, "[]", "{}"]])
+IDS = json.dumps(["x", "y"])
+PAIRS = json.dumps([["x", "y"], ["y", "z"]])
 
 HOT = [
     pytest.param(choose_statement(1, False), CHOICE, "durableq_jobs_claim", id="choose"),
@@ -44,9 +48,50 @@ HOT = [
     pytest.param(SQL["prune_jobs"], {"seqs": SEQS}, "INTEGER PRIMARY KEY", id="prune"),
     pytest.param(SQL["prune_attempts"], {"seqs": SEQS}, "PRIMARY KEY", id="prune attempts"),
     pytest.param(SQL["attempts_of_job"], {"id": "x"}, "PRIMARY KEY", id="attempts of a job"),
-    pytest.param(SQL["job_columns"] + " WHERE id = :id", {"id": "x"}, "sqlite_autoindex_durableq_jobs_1", id="get"),
     pytest.param(SQL["audit_of_job"], {"id": "x"}, "durableq_audit_job", id="audit"),
 ]
+
+GET = f"{SQL['job_columns']} {SQL['by_id']}"
+BY_ID, BY_SEQ = "sqlite_autoindex_durableq_jobs_1", "USING INTEGER PRIMARY KEY"
+DUE = {"now": 0, "limit": 500}
+LOGS = json.dumps([[1, 1, 1, 5, "line"]])
+REPLACEMENTS = json.dumps([["x", json.loads(SPECIAL_JOB)[0]]])
+
+SPECIAL = [
+    pytest.param(SQL["unique_conflicts"], {"claims": PAIRS}, "durableq_jobs_unique", id="unique conflicts"),
+    pytest.param(SQL["unique_conflicts"], {"claims": PAIRS}, BY_ID, id="unique conflicts, by id"),
+    pytest.param(SQL["repeated_jobs"], {"keyed": json.dumps([["x", "{}", 5]])}, BY_ID, id="repeated jobs"),
+    pytest.param(SQL["insert_aliases"], {"aliases": PAIRS}, BY_ID, id="aliases"),
+    pytest.param(SQL["replace_jobs"], {"replacements": REPLACEMENTS}, BY_ID, id="replace"),
+    pytest.param(SQL["note_start"], {"seqs": SEQS}, BY_SEQ, id="note a start"),
+    pytest.param(SQL["cancel_as_asked"], {"seqs": SEQS, "now": 0}, BY_SEQ, id="cancel as asked"),
+    pytest.param(SQL["note_end"], {"seqs": SEQS}, BY_SEQ, id="note an end"),
+    pytest.param(SQL["settle_waiting"], {"outcomes": OUTCOMES, "now": 0}, BY_SEQ, id="settle what waits"),
+    pytest.param(SQL["overdue"], DUE, "durableq_jobs_expiring", id="overdue, to start"),
+    pytest.param(SQL["overdue"], DUE, "durableq_jobs_deadline", id="overdue, to end"),
+    pytest.param(SQL["overdue"], DUE, BY_SEQ, id="overdue, the rows"),
+    pytest.param(SQL["write_progress"], {"progress": json.dumps([[1, 1, "[]"]])}, BY_SEQ, id="progress"),
+    pytest.param(SQL["insert_logs"], {"logs": LOGS}, BY_SEQ, id="logs"),
+    pytest.param(SQL["logs_of_job"], {"id": "x"}, "USING PRIMARY KEY", id="logs of a job"),
+    pytest.param(SQL["cancelling"], {}, "durableq_jobs_cancelling", id="cancelling"),
+    pytest.param(SQL["forget_requests"], {}, "durableq_jobs_cancelling", id="forget requests"),
+    pytest.param(SQL["state_of_lease"], {"seq": 1, "lease_no": 1}, BY_SEQ, id="state of a lease"),
+    pytest.param(SQL["finished_among"], {"ids": IDS}, BY_ID, id="finished among"),
+    pytest.param(SQL["finished_among"], {"ids": IDS}, BY_SEQ, id="finished among, the rows"),
+    pytest.param(SQL["drop_results"], DUE, "durableq_jobs_result", id="drop results"),
+    pytest.param(SQL["prune_logs"], {"seqs": SEQS}, "USING PRIMARY KEY", id="prune logs"),
+    pytest.param(SQL["prune_aliases"], {"seqs": SEQS}, "durableq_aliases_seq", id="prune aliases"),
+    pytest.param(SQL["delete_aliases"], {"id": "x"}, "durableq_aliases_seq", id="delete aliases"),
+    pytest.param(SQL["rival"], {"id": "x"}, "durableq_jobs_unique", id="rival"),
+    pytest.param(SQL["retryable"], {}, "durableq_jobs_failed", id="retryable"),
+    pytest.param(SQL["retryable"], {}, "durableq_jobs_unique", id="retryable, by key"),
+    pytest.param(GET, {"id": "x"}, BY_SEQ, id="get"),
+    pytest.param(GET, {"id": "x"}, BY_ID, id="get, by id"),
+    pytest.param(GET, {"id": "x"}, "durableq_aliases USING PRIMARY KEY", id="get, by an alias"),
+]
+
+TABLES = ("durableq_", "job", "holder", "stored", "alias", "known")
+"""How the beginnings of tables are called in our statements; the rest are arrays and subqueries."""
 
 
 @pytest.fixture
@@ -81,33 +126,52 @@ def steps_of(connection: sqlite3.Connection, statement: str, values: dict[str, A
     return steps(connection, lambda: connection.execute(statement, values).fetchall())
 
 
-def fill(connection: sqlite3.Connection, state: str, count: int, task: str = "a", queue: str = "a") -> None:
-    finished = 1 if state in ("succeeded", "dead", "cancelled") else None
-    worker = 7 if state == "running" else None
+def fill(
+    connection: sqlite3.Connection, state: str, count: int, task: str = "a", queue: str = "a", **columns: str
+) -> None:
+    """Add rows; each of ``columns`` is an expression of their number ``i``."""
+    finished = state in ("succeeded", "dead", "cancelled")
+    columns = {"finished_at": "1" if finished else "NULL", "worker_id": "7" if state == "running" else "NULL"} | columns
     connection.execute(
-        """
+        f"""
         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :count)
         INSERT INTO durableq_jobs (id, task, queue, priority, state, args, checksum, max_attempts, created_at, run_at,
-            finished_at, worker_id)
-        SELECT :state || :task || :queue || i, :task, :queue, 0, :state, '{}', 0, 5, i, i, :finished, :worker FROM n
+            {", ".join(columns)})
+        SELECT :state || :task || :queue || i, :task, :queue, 0, :state, '{{}}', 0, 5, i, i,
+            {", ".join(columns.values())} FROM n
         """,
-        {"count": count, "state": state, "task": task, "queue": queue, "finished": finished, "worker": worker},
+        {"count": count, "state": state, "task": task, "queue": queue},
     )
 
 
-@pytest.mark.parametrize(("statement", "values", "index"), HOT)
+def fill_with_everything(connection: sqlite3.Connection, count: int) -> None:
+    """Add rows in all states, every third of them with all that a job can be asked for, none of it due."""
+    for state in ("succeeded", "queued", "scheduled", "running", "dead"):
+        special = {
+            "expires_at": "CASE i % 3 WHEN 0 THEN 1000000000 + i END",
+            "deadline_at": "CASE i % 3 WHEN 0 THEN 1000000000 + i END",
+            "unique_key": f"CASE i % 3 WHEN 0 THEN '{state}' || i END",
+            "result": "CASE i % 3 WHEN 0 THEN '1' END",
+            "result_expires_at": f"CASE WHEN i % 3 = 0 AND '{state}' = 'succeeded' THEN 1000000000 + i END",
+            "settings": "CASE i % 3 WHEN 0 THEN '{}' END",
+        }
+        fill(connection, state, count, **special)
+    connection.execute("INSERT INTO durableq_aliases SELECT 'alias' || seq, seq FROM durableq_jobs")
+    connection.execute("INSERT INTO durableq_logs SELECT seq, 1, 1, 1, 'x' FROM durableq_jobs")
+
+
+@pytest.mark.parametrize(("statement", "values", "index"), HOT + SPECIAL)
 @pytest.mark.parametrize("is_analyzed", [False, True])
 def test_a_hot_statement_uses_its_index_and_scans_no_table(
     database: sqlite3.Connection, statement: str, values: dict[str, Any], index: str, is_analyzed: bool
 ) -> None:
     if is_analyzed:  # an application may run ANALYZE on its file
-        for state in ("succeeded", "queued", "scheduled"):
-            fill(database, state, 300)
+        fill_with_everything(database, 300)
         database.execute("ANALYZE")
     lines = plan(database, statement, values)
     used = [line for line in lines if index in line]
     assert used, lines
-    scans = [line for line in lines if line.startswith(("SCAN durableq_", "SCAN job"))]
+    scans = [line for line in lines if line.startswith(tuple(f"SCAN {table}" for table in TABLES))]
     assert [line for line in scans if "INDEX durableq_jobs_" not in line] == [], "only partial indexes may be walked"
 
 
@@ -178,4 +242,84 @@ def test_retrying_dead_letters_reads_only_those(database: sqlite3.Connection) ->
 @pytest.mark.parametrize("state", ["succeeded", "queued"])
 def test_one_job_is_read_by_its_id_among_many(database: sqlite3.Connection, state: str) -> None:
     fill(database, state, 20_000)
-    assert steps_of(database, f"{SQL['job_columns']} WHERE id = :id", {"id": f"{state}aa9"}) <= 1
+    database.execute("INSERT INTO durableq_aliases SELECT 'alias' || id, seq FROM durableq_jobs")
+    for job_id in (f"{state}aa9", f"alias{state}aa9"):
+        assert database.execute(GET, {"id": job_id}).fetchone()[0] == f"{state}aa9"
+        assert steps_of(database, GET, {"id": job_id}) <= 1
+
+
+def test_what_is_asked_for_regularly_costs_nothing_among_many(database: sqlite3.Connection) -> None:
+    fill_with_everything(database, 10_000)
+    database.execute("UPDATE durableq_jobs SET cancel_requested_at = 5 WHERE id IN ('runningaa1', 'succeededaa1')")
+    ids = [f"{state}aa{number}" for state in ("queued", "succeeded", "dead") for number in range(10)]
+    keys = [[f"new-{number}", f"queued{number}"] for number in range(0, 90, 3)]
+    asked: dict[str, dict[str, Any]] = {
+        "unique_conflicts": {"claims": json.dumps(keys)},
+        "repeated_jobs": {"keyed": json.dumps([[job_id, "{}", 5] for job_id in ids])},
+        "finished_among": {"ids": json.dumps([*ids, *(f"alias{number}" for number in range(20))])},
+        "overdue": DUE,
+        "cancelling": {},
+        "forget_requests": {},
+        "drop_results": DUE,
+        "note_start": {"seqs": SEQS},
+        "note_end": {"seqs": SEQS},
+        "cancel_as_asked": {"seqs": SEQS, "now": 0},
+        "settle_waiting": {"outcomes": OUTCOMES, "now": 0},
+        "write_progress": {"progress": json.dumps([[number, 1, "[]"] for number in range(50)])},
+        "insert_logs": {"logs": json.dumps([[number, 1, 1, 5, "line"] for number in range(50)])},
+        "insert_special_jobs": {"jobs": SPECIAL_JOB},
+        "insert_aliases": {"aliases": PAIRS},
+        "prune_aliases": {"seqs": SEQS},
+        "prune_logs": {"seqs": SEQS},
+        "logs_of_job": {"id": "queuedaa9"},
+        "rival": {"id": "queuedaa9"},
+    }
+    for name, values in asked.items():
+        assert steps_of(database, SQL[name], values) <= 3, name
+
+
+@pytest.mark.parametrize("limit", ["expires_at", "deadline_at"])
+def test_giving_up_a_few_of_very_many_that_are_overdue_costs_as_if_they_were_few(
+    database: sqlite3.Connection, limit: str
+) -> None:
+    fill(database, "queued", 50_000, **{limit: "i"})
+    fill(database, "running", 64, **{limit: "i"})
+    assert len(database.execute(SQL["overdue"], {"now": 10**9, "limit": 100}).fetchall()) == 100
+    assert steps_of(database, SQL["overdue"], {"now": 10**9, "limit": 100}) <= 20
+
+
+def test_dropping_a_few_of_very_many_results_costs_as_if_they_were_few(database: sqlite3.Connection) -> None:
+    fill(database, "succeeded", 50_000, result="'1'", result_expires_at="i")
+    assert steps_of(database, SQL["drop_results"], {"now": 10**9, "limit": 100}) <= 20
+
+
+def test_retrying_dead_letters_of_one_key_reads_each_of_them_a_few_times_at_most(database: sqlite3.Connection) -> None:
+    fill(database, "dead", 500, settings="""'{"unique": "k"}'""")
+    fill(database, "dead", 10, task="b")
+    fill(database, "succeeded", 20_000)
+    retried: list[int] = []
+
+    def retry() -> None:
+        retried.append(transitions.retry_matching(database, JobFilter(), now=0, who="ann", limit=100))
+
+    assert steps(database, retry) <= 400
+    assert retried == [11], "one of the key, and all the others"
+
+
+@pytest.mark.parametrize(
+    ("statement", "values"),
+    [
+        pytest.param(SQL["take"], {"seqs": SEQS, "worker_id": 1, "now": 0}, id="take"),
+        pytest.param(SQL["settle"], {"outcomes": OUTCOMES, "now": 0}, id="settle"),
+        pytest.param(SQL["promote_due"], {"now": 0, "limit": 500}, id="promote"),
+    ],
+)
+def test_the_steps_of_every_job_write_no_index_that_only_special_jobs_are_in(
+    database: sqlite3.Connection, statement: str, values: dict[str, Any]
+) -> None:
+    """An index whose columns, or whose condition, a statement writes is asked for every row, in it or not."""
+    names = dict(database.execute("SELECT rootpage, name FROM sqlite_schema").fetchall())
+    steps_taken = database.execute(f"EXPLAIN {statement}", values).fetchall()
+    written = {names[step[3]] for step in steps_taken if step[1] == "OpenWrite"}
+    of_all_jobs = {f"durableq_jobs_{name}" for name in ("claim", "suspect", "due", "running", "finished", "failed")}
+    assert written - of_all_jobs == {"durableq_jobs"}
