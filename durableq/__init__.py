@@ -5,6 +5,7 @@ committed to a SQLite file before the client has its answer; a worker in the sam
 keeps what cannot succeed as a dead letter.
 """
 
+from durableq.adding import Call, call
 from durableq.context import CurrentJob, current_job
 from durableq.dependencies import INJECTED
 from durableq.errors import (
@@ -39,7 +40,7 @@ from durableq.errors import (
 )
 from durableq.models import Attempt, AuditEntry, Job, JobError, JobFilter, JobState, LogLine, Page, Progress
 from durableq.options import Unique
-from durableq.queue import Call, DurableQ, call
+from durableq.queue import DurableQ
 from durableq.registry import Task
 from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze, wait_with_jitter
 

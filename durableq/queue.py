@@ -11,14 +11,15 @@ import dataclasses
 import logging
 import os
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import Any, Final, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from durableq import outbox
+from durableq.adding import Adding, Call, all_added, check_bulk
 from durableq.clock import Clock, SystemClock, from_datetime
 from durableq.context import AsyncTaskClass, TaskClass
 from durableq.engine.hooks import ExceptionHandler, Hooks, Middleware
@@ -51,9 +52,6 @@ M = TypeVar("M", bound=Middleware)
 
 logger = logging.getLogger("durableq")
 
-BULK_LIMIT: Final = 100_000
-"""Jobs in one `DurableQ.add_tasks`."""
-BULK_BYTES: Final = 64 * 1024 * 1024
 STATE_KEY: Final = "durableq"
 """Where a lifespan leaves its queues in the state of requests."""
 _DRAIN_LOOK_SECONDS: Final = 0.05
@@ -78,49 +76,6 @@ class RegisterHandler(Protocol[E]):
     """What ``@dq.exception_handler(kind)`` gives: takes a handler of that kind, and hands it back as it is."""
 
     def __call__(self, handler: Callable[[Job[Any], E], R], /) -> Callable[[Job[Any], E], R]: ...
-
-
-class Adding(Awaitable[Job[R]], Generic[R]):
-    """A job on its way to the disk: ``await`` it to know that it is there.
-
-    The job was handed over already when this was made: without an ``await`` it is stored all the same, and an
-    error is logged by asyncio.
-    """
-
-    __slots__ = ("_future", "_storage", "job")
-
-    def __init__(self, job: Job[R], future: "asyncio.Future[Conflicts | None]", storage: Storage) -> None:
-        self.job = job
-        self._future = future
-        self._storage = storage
-
-    def __await__(self) -> Generator[Any, None, Job[R]]:
-        conflicts = yield from self._future.__await__()
-        if conflicts:  # it was there already: what is stored is the job
-            return (yield from _stored(self._storage, self.job, conflicts).__await__())
-        return self.job
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Call(Generic[R]):
-    """A call that shall become a job, for `DurableQ.add_tasks`. Made by `call`."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-
-@overload
-def call(fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
-@overload
-def call(fn: type[AsyncTaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
-@overload
-def call(fn: type[TaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
-@overload
-def call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
-def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
-    """Note a call of a task, type-checked, without making it."""
-    return Call(fn, args, kwargs)
 
 
 class DurableQ:
@@ -293,7 +248,7 @@ class DurableQ:
         At most 100,000 jobs or 64 MiB of arguments. Raises as `add_task`.
         """
         jobs = [self.new_job(one.function, one.args, one.kwargs) for one in calls]
-        return _all_added(self._storage_here(), jobs, self.add_jobs(jobs))
+        return all_added(self._storage_here(), jobs, self.add_jobs(jobs))
 
     def add_jobs(self, jobs: Sequence[Job[Any]], *, impatient: bool = False) -> "asyncio.Future[Conflicts | None]":
         """Hand over jobs made with `new_job`, all or none, at once; they are durable when the future is done.
@@ -301,7 +256,7 @@ class DurableQ:
         See `Storage.insert` for ``impatient``.
         """
         if len(jobs) > 1:
-            _check_bulk(jobs)
+            check_bulk(jobs)
         storage = self._life.here().storage
         outbox.refuse_self_deadlock(storage.path)
         return storage.insert(jobs, impatient=impatient)
@@ -593,29 +548,6 @@ def _queues_of(owner: Any) -> list[DurableQ]:
 
 def _id_of(job_or_id: Job[Any] | str) -> str:
     return job_or_id.id if isinstance(job_or_id, Job) else job_or_id
-
-
-def _check_bulk(jobs: Sequence[Job[Any]]) -> None:
-    size = sum(len(job.args_json) for job in jobs)
-    if len(jobs) > BULK_LIMIT or size > BULK_BYTES:
-        raise ConfigurationError(
-            f"expected at most {BULK_LIMIT:,} jobs and {BULK_BYTES:,} bytes of arguments in one add, got "
-            f"{len(jobs):,} and {size:,}: too many for one transaction; split it"
-        )
-
-
-async def _all_added(
-    storage: Storage, jobs: list[Job[Any]], future: "asyncio.Future[Conflicts | None]"
-) -> list[Job[Any]]:
-    conflicts = await future
-    return [await _stored(storage, job, conflicts) for job in jobs] if conflicts else jobs
-
-
-async def _stored(storage: Storage, job: Job[R], conflicts: Conflicts) -> Job[R]:
-    """The job that is stored in the place of this one."""
-    if job.id not in conflicts:
-        return job
-    return await storage.get(conflicts[job.id]) or dataclasses.replace(job, id=conflicts[job.id])
 
 
 def _in_seconds(timeout: float | timedelta | None) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from durableq import ConfigurationError, DurableQ, InvalidArguments, Job, JobState, QueueNotRunning, call
-from durableq.queue import BULK_BYTES, BULK_LIMIT
+from durableq.adding import BULK_BYTES, BULK_LIMIT
 from tests.engine.helpers import finished, sql
 from tests.engine.processes import ROOT
 from tests.support import eventually, eventually_sync

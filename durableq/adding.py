@@ -1,0 +1,84 @@
+"""Jobs on their way to the disk: calls that shall become jobs, and what awaiting them tells."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
+
+from durableq.context import AsyncTaskClass, TaskClass
+from durableq.errors import ConfigurationError
+from durableq.models import Job
+from durableq.storage.protocol import Conflicts, Storage
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BULK_LIMIT: Final = 100_000
+"""Jobs in one `DurableQ.add_tasks`."""
+BULK_BYTES: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[R]):
+    """A call that shall become a job, for `DurableQ.add_tasks`. Made by `call`."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@overload
+def call(fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+@overload
+def call(fn: type[AsyncTaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+@overload
+def call(fn: type[TaskClass[P, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+@overload
+def call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
+    """Note a call of a task, type-checked, without making it."""
+    return Call(fn, args, kwargs)
+
+
+class Adding(Awaitable[Job[R]], Generic[R]):
+    """A job on its way to the disk: ``await`` it to know that it is there.
+
+    The job was handed over already when this was made: without an ``await`` it is stored all the same, and an
+    error is logged by asyncio.
+    """
+
+    __slots__ = ("_future", "_storage", "job")
+
+    def __init__(self, job: Job[R], future: "asyncio.Future[Conflicts | None]", storage: Storage) -> None:
+        self.job = job
+        self._future = future
+        self._storage = storage
+
+    def __await__(self) -> Generator[Any, None, Job[R]]:
+        conflicts = yield from self._future.__await__()
+        if conflicts:  # it was there already: what is stored is the job
+            return (yield from stored_instead(self._storage, self.job, conflicts).__await__())
+        return self.job
+
+
+def check_bulk(jobs: Sequence[Job[Any]]) -> None:
+    size = sum(len(job.args_json) for job in jobs)
+    if len(jobs) > BULK_LIMIT or size > BULK_BYTES:
+        raise ConfigurationError(
+            f"expected at most {BULK_LIMIT:,} jobs and {BULK_BYTES:,} bytes of arguments in one add, got "
+            f"{len(jobs):,} and {size:,}: too many for one transaction; split it"
+        )
+
+
+async def all_added(
+    storage: Storage, jobs: list[Job[Any]], future: "asyncio.Future[Conflicts | None]"
+) -> list[Job[Any]]:
+    conflicts = await future
+    return [await stored_instead(storage, job, conflicts) for job in jobs] if conflicts else jobs
+
+
+async def stored_instead(storage: Storage, job: Job[R], conflicts: Conflicts) -> Job[R]:
+    """The job that is stored in the place of this one."""
+    if job.id not in conflicts:
+        return job
+    return await storage.get(conflicts[job.id]) or replace(job, id=conflicts[job.id])
