@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PORT ?= 8000
 
-.PHONY: help demo payments run test test-floor check format bench clean
+.PHONY: help demo payments run test test-floor check format bench torture strace clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,7 +19,7 @@ payments: $(VENV)/ready ## Watch orders and their callbacks balance, whatever th
 run: $(VENV)/ready ## Serve the sign-up example on http://127.0.0.1:$(PORT)
 	@$(BIN)/python -m examples.signup --port $(PORT)
 
-test: $(VENV)/ready test-floor ## Run the tests, on the newest FastAPI and on the oldest supported
+test: $(VENV)/ready strace test-floor ## Run the tests, on the newest FastAPI and on the oldest supported
 	$(BIN)/python -m pytest
 
 test-floor: $(FLOOR)/ready
@@ -37,6 +37,13 @@ format: $(VENV)/ready ## Put the code in its format
 
 bench: $(VENV)/ready ## Measure ourselves against the raw disk and FastAPI's own tasks
 	@$(BIN)/python -m benchmarks
+
+torture: $(VENV)/ready strace ## Try for an hour to make it break its promises, on this disk
+	$(BIN)/python -m durableq torture --full --json docs/torture.json
+	DURABLEQ_MODEL_EXAMPLES=10000 $(BIN)/python -m pytest -q tests/storage/test_model.py
+
+strace: # Where it is missing and cannot be installed, the checks that need it are skipped, and say so.
+	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y strace; } >/dev/null 2>&1 || true
 
 clean: ## Remove what the targets above made
 	rm -rf $(VENV) $(FLOOR) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

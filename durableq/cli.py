@@ -1,0 +1,119 @@
+"""The commands of ``python -m durableq`` (extra ``cli``)."""
+
+import json
+import platform
+import random
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from durableq import __version__
+from durableq.torture.checks import CHECKS
+from durableq.torture.verdicts import FULL, QUICK, Check, Sizes, Verdict
+
+app: Final = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_NAMES: Final = [one.name for one in CHECKS]
+
+
+@app.callback()
+def durableq() -> None:
+    """Background tasks that survive."""
+
+
+@app.command()
+def torture(
+    directory: Annotated[
+        Path | None, typer.Argument(help="On the disk to be tried; a temporary one by default.")
+    ] = None,
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Everything, within the hour; else some minutes.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help=f"One of: {', '.join(_NAMES)}. May be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeat a run; a random one by default, and told.")] = None,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """Try to make durableq break its promises, on this machine and disk, and print a verdict.
+
+    Kills processes at every system call, lets the disk fail, cuts the power in simulation, stops workers past their
+    lease. Works in files of its own. Exits 1 when a promise was broken.
+    """
+    chosen = [one for one in CHECKS if not only or one.name in only]
+    if unknown := set(only or ()) - set(_NAMES):
+        raise typer.BadParameter(f"no check is named {', '.join(sorted(unknown))}; there are {', '.join(_NAMES)}")
+    seed = random.randrange(1, 1_000_000) if seed is None else seed
+    machine = _machine(seed)
+    place = Path(tempfile.mkdtemp(prefix="durableq-torture-", dir=directory))
+    print(f"durableq {__version__}, {machine['sqlite']}, Python {machine['python']}, seed {seed}, in {place}\n")
+    try:
+        verdicts = {one.name: _tried(one, place, FULL if full else QUICK, seed) for one in chosen}
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    if report is not None:
+        report.write_text(json.dumps(_report(machine, verdicts), indent=2) + "\n")
+    broken = sum(len(verdict.wrong) for verdict, _ in verdicts.values())
+    blows = sum(verdict.tried for verdict, _ in verdicts.values())
+    print(f"\n{blows:,} blows. " + (f"{broken:,} broke a promise." if broken else "Every promise was kept."))
+    raise typer.Exit(1 if broken else 0)
+
+
+def _tried(check: Check, place: Path, sizes: Sizes, seed: int) -> tuple[Verdict, float]:
+    directory = place / check.name.replace(" ", "-").replace("/", "-")
+    directory.mkdir()
+    began = time.monotonic()
+    verdict = check.run(directory, sizes, seed, lambda done, of: _show(check, f"{done:,} of {of:,}"))
+    shutil.rmtree(directory, ignore_errors=True)
+    seconds = time.monotonic() - began
+    _tell(check, verdict, seconds)
+    return verdict, seconds
+
+
+def _show(check: Check, text: str) -> None:
+    if sys.stdout.isatty():
+        print(f"\r\033[K  {check.name:<16} {text}", end="", flush=True)
+
+
+def _tell(check: Check, verdict: Verdict, seconds: float) -> None:
+    _show(check, "")
+    end = "\r" if sys.stdout.isatty() else ""
+    if verdict.skipped:
+        print(f"{end}  {check.name:<16} skipped: {verdict.skipped}")
+        return
+    print(
+        f"{end}  {check.name:<16} {verdict.tried:>9,}   {'holds' if verdict.holds else 'BROKEN':<7} {seconds:>6.0f} s"
+    )
+    print(f"    {check.promise}")
+    for name, figure in verdict.figures.items():
+        print(f"    {name}: {figure}")
+    for wrong in verdict.wrong[:20]:
+        print(f"    WRONG: {wrong}")
+    if len(verdict.wrong) > 20:
+        print(f"    ... and {len(verdict.wrong) - 20:,} more")
+
+
+def _machine(seed: int) -> dict[str, Any]:
+    return {
+        "durableq": __version__,
+        "sqlite": f"SQLite {sqlite3.sqlite_version}",
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "seed": seed,
+    }
+
+
+def _report(machine: dict[str, Any], verdicts: dict[str, tuple[Verdict, float]]) -> dict[str, Any]:
+    checks = {
+        name: {
+            "tried": verdict.tried,
+            "wrong": verdict.wrong,
+            "figures": verdict.figures,
+            "skipped": verdict.skipped,
+            "seconds": round(seconds, 1),
+        }
+        for name, (verdict, seconds) in verdicts.items()
+    }
+    return machine | {"checks": checks}
