@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PORT ?= 8000
 
-.PHONY: help demo payments run test test-floor check format bench torture strace clean
+.PHONY: help demo payments run test test-floor check format bench torture audit strace clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,16 +20,17 @@ run: $(VENV)/ready ## Serve the sign-up example on http://127.0.0.1:$(PORT)
 	@$(BIN)/python -m examples.signup --port $(PORT)
 
 test: $(VENV)/ready strace test-floor ## Run the tests, on the newest FastAPI and on the oldest supported
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-floor: $(FLOOR)/ready
 	$(FLOOR)/bin/python -m pytest tests/fastapi -q
 
-check: $(VENV)/ready ## Formatting, lint, types, import layers
+check: $(VENV)/ready ## Formatting, lint, types, import layers, known weaknesses
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/bandit -q -ll -ii -r durableq -x durableq/torture
 
 format: $(VENV)/ready ## Put the code in its format
 	$(BIN)/ruff format .
@@ -41,6 +42,9 @@ bench: $(VENV)/ready ## Measure ourselves against the raw disk and FastAPI's own
 torture: $(VENV)/ready strace ## Try for an hour to make it break its promises, on this disk
 	$(BIN)/python -m durableq torture --full --json docs/torture.json
 	DURABLEQ_MODEL_EXAMPLES=10000 $(BIN)/python -m pytest -q tests/storage/test_model.py
+
+audit: $(VENV)/ready ## Look up known vulnerabilities of what is installed
+	$(BIN)/pip-audit --skip-editable
 
 strace: # Where it is missing and cannot be installed, the checks that need it are skipped, and say so.
 	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y strace; } >/dev/null 2>&1 || true

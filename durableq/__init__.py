@@ -20,6 +20,7 @@ from durableq.errors import (
     IdempotencyConflict,
     InvalidArguments,
     InvalidTask,
+    InvariantBroken,
     JobConflict,
     JobFailed,
     JobNotFound,
@@ -38,9 +39,11 @@ from durableq.errors import (
     TransactionRefused,
     WorkerDied,
 )
+from durableq.health import Health
 from durableq.models import Attempt, AuditEntry, Job, JobError, JobFilter, JobState, LogLine, Page, Progress
 from durableq.options import Unique
 from durableq.queue import DurableQ
+from durableq.redaction import Secret
 from durableq.registry import Task
 from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze, wait_with_jitter
 
@@ -61,9 +64,11 @@ __all__ = [
     "DurableQ",
     "DurableQError",
     "FileReplaced",
+    "Health",
     "IdempotencyConflict",
     "InvalidArguments",
     "InvalidTask",
+    "InvariantBroken",
     "Job",
     "JobConflict",
     "JobError",
@@ -85,6 +90,7 @@ __all__ = [
     "Retry",
     "RetryPolicy",
     "SchemaTooNew",
+    "Secret",
     "Snooze",
     "StorageBusy",
     "StorageError",

@@ -1,5 +1,6 @@
 """The commands of ``python -m durableq`` (extra ``cli``)."""
 
+import asyncio
 import json
 import platform
 import random
@@ -13,7 +14,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from durableq import __version__
+from durableq import DurableQ, DurableQError, __version__
+from durableq.encryption import Rotation, new_key
 from durableq.torture.checks import CHECKS
 from durableq.torture.verdicts import FULL, QUICK, Check, Sizes, Verdict
 
@@ -50,18 +52,51 @@ def torture(
     place = Path(tempfile.mkdtemp(prefix="durableq-torture-", dir=directory))
     print(f"durableq {__version__}, {machine['sqlite']}, Python {machine['python']}, seed {seed}, in {place}\n")
     try:
-        verdicts = {one.name: _tried(one, place, FULL if full else QUICK, seed) for one in chosen}
+        verdicts = [_tried(one, place, FULL if full else QUICK, seed) for one in chosen]
     finally:
         shutil.rmtree(place, ignore_errors=True)
     if report is not None:
         report.write_text(json.dumps(_report(machine, verdicts), indent=2) + "\n")
-    broken = sum(len(verdict.wrong) for verdict, _ in verdicts.values())
-    blows = sum(verdict.tried for verdict, _ in verdicts.values())
+    broken = sum(len(verdict.wrong) for _, verdict, _ in verdicts)
+    blows = sum(verdict.tried for _, verdict, _ in verdicts)
     print(f"\n{blows:,} blows. " + (f"{broken:,} broke a promise." if broken else "Every promise was kept."))
     raise typer.Exit(1 if broken else 0)
 
 
-def _tried(check: Check, place: Path, sizes: Sizes, seed: int) -> tuple[Verdict, float]:
+@app.command("new-key")
+def make_key() -> None:
+    """Print a new encryption key, for DURABLEQ_ENCRYPTION_KEYS or a KeyRing."""
+    print(new_key())
+
+
+@app.command("rotate-keys")
+def rotate_keys(
+    database: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The queue's SQLite file.")],
+) -> None:
+    """Encrypt all stored arguments and results with the newest key of DURABLEQ_ENCRYPTION_KEYS.
+
+    Runs beside working processes, and may be stopped and started again. Exits 1 when something could not be read.
+    """
+    try:
+        rotation = asyncio.run(_rotated(database))
+    except DurableQError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(f"{rotation.looked_at:,} jobs: {rotation.args:,} arguments and {rotation.results:,} results encrypted anew.")
+    if rotation.unreadable:
+        print(
+            f"{rotation.unreadable:,} could not be read: a key is missing, or they are damaged; they stay as they are."
+        )
+    raise typer.Exit(1 if rotation.unreadable else 0)
+
+
+async def _rotated(database: Path) -> Rotation:
+    dq = DurableQ(database, worker=False)
+    async with dq.running():
+        return await dq.rotate_keys()
+
+
+def _tried(check: Check, place: Path, sizes: Sizes, seed: int) -> tuple[Check, Verdict, float]:
     directory = place / check.name.replace(" ", "-").replace("/", "-")
     directory.mkdir()
     began = time.monotonic()
@@ -69,7 +104,7 @@ def _tried(check: Check, place: Path, sizes: Sizes, seed: int) -> tuple[Verdict,
     shutil.rmtree(directory, ignore_errors=True)
     seconds = time.monotonic() - began
     _tell(check, verdict, seconds)
-    return verdict, seconds
+    return check, verdict, seconds
 
 
 def _show(check: Check, text: str) -> None:
@@ -105,15 +140,17 @@ def _machine(seed: int) -> dict[str, Any]:
     }
 
 
-def _report(machine: dict[str, Any], verdicts: dict[str, tuple[Verdict, float]]) -> dict[str, Any]:
-    checks = {
-        name: {
+def _report(machine: dict[str, Any], verdicts: list[tuple[Check, Verdict, float]]) -> dict[str, Any]:
+    checks = [
+        {
+            "name": check.name,
+            "promise": check.promise,
             "tried": verdict.tried,
             "wrong": verdict.wrong,
             "figures": verdict.figures,
             "skipped": verdict.skipped,
             "seconds": round(seconds, 1),
         }
-        for name, (verdict, seconds) in verdicts.items()
-    }
+        for check, verdict, seconds in verdicts
+    ]
     return machine | {"checks": checks}

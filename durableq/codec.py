@@ -10,7 +10,7 @@ import json
 import types
 import typing
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, NoReturn, NotRequired
 
@@ -19,6 +19,7 @@ from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializ
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from durableq.errors import ConfigurationError, InvalidArguments, InvalidTask, PayloadTooLarge, ResultUnavailable, near
+from durableq.redaction import is_secret_name, redacted_text, secret_arguments
 
 _CONFIG: Final = ConfigDict(
     extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"
@@ -43,6 +44,7 @@ class ArgumentsCodec:
     def __init__(self, function: Callable[..., Any], task_name: str, injected: frozenset[str] = frozenset()) -> None:
         self._task = task_name
         self._injected = injected
+        self._secret = secret_arguments(function)
         parameters = [p for name, p in inspect.signature(function).parameters.items() if name not in injected]
         self._positional = tuple(p.name for p in parameters if p.kind in _POSITIONAL)
         self._positional_only = frozenset(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
@@ -179,7 +181,7 @@ class ArgumentsCodec:
             is_same = _unchanged if name in self._loose else _means_the_same
             if not is_same(value, again[name]):
                 raise self._invalid(
-                    f"argument {name!r} would not come back from JSON as it is: {_short(checked[name])}; "
+                    f"argument {name!r} would not come back from JSON as it is: {self._quoted([name], value)}; "
                     "annotate the parameter with its type, or pass plain JSON values "
                     "(dict with text keys, list, str, int, float, bool, None)",
                     name,
@@ -197,7 +199,9 @@ class ArgumentsCodec:
                 encoded = self._serializer.to_json({name: value}, warnings=False)
                 from_json(encoded, allow_inf_nan=False)
             except _UNENCODABLE as cause:
-                raise self._invalid(f"argument {name!r} cannot be stored as JSON: {_short(cause)}", name) from None
+                raise self._invalid(
+                    f"argument {name!r} cannot be stored as JSON: {self._why([name], cause)}", name
+                ) from None
         if isinstance(error, ValidationError):  # it was written, but does not read back
             first = error.errors(include_url=False)[0]
             blamed = str(first["loc"][0]) if first["loc"] else None
@@ -213,7 +217,17 @@ class ArgumentsCodec:
         if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             return self._invalid(f"unknown argument {name!r}{near(name or '', self._names)}", name)
         message = first["msg"][0].lower() + first["msg"][1:]
-        return self._invalid(f"argument {where!r}: {message}, got {_short(first['input'])}", name)
+        return self._invalid(f"argument {where!r}: {message}, got {self._quoted(first['loc'], first['input'])}", name)
+
+    def _quoted(self, place: Sequence[Any], value: object) -> str:
+        """Show a value in an error, unless it is secret: errors are logged, and sent to clients."""
+        if self._secret.intersection(place[:1]) or any(is_secret_name(str(part)) for part in place):
+            return f"a value that is not shown ({type(value).__name__})"
+        return redacted_text(_short(value))
+
+    def _why(self, place: Sequence[Any], cause: Exception) -> str:
+        hidden = self._secret.intersection(place) or any(is_secret_name(str(part)) for part in place)
+        return type(cause).__name__ if hidden else _short(cause)
 
     def _invalid(self, message: str, argument: str | None = None) -> InvalidArguments:
         return InvalidArguments(f"{self._task}: {message}", task=self._task, argument=argument)

@@ -29,7 +29,8 @@
         ├── OutcomeUnknown                  COMMIT failed: the work may or may not be stored
         └── StorageUnusable                 the file cannot be used at all
             ├── SchemaTooNew                written by a newer durableq
-            └── FileReplaced                deleted or replaced while open
+            ├── FileReplaced                deleted or replaced while open
+            └── InvariantBroken             a write did not do what it cannot but do
 
 Messages say what was expected, what came, and what to do. Errors carry their facts as attributes.
 """
@@ -203,6 +204,23 @@ class SchemaTooNew(StorageUnusable):
 
 class FileReplaced(StorageUnusable):
     """The database file, or its ``-wal``, was deleted or replaced while it was open."""
+
+
+class InvariantBroken(StorageUnusable):
+    """A write had another effect than it can have: something else changes durableq's tables, or there is a defect.
+
+    The transaction that found it was rolled back, the worker has stopped, and everything is refused from then on:
+    going on would build on what cannot be trusted.
+    """
+
+    def __init__(self, doing: str, *, expected: object, found: object) -> None:
+        super().__init__(
+            f"{doing}: expected {expected}, found {found}. durableq stops here rather than go on wrong: look for what "
+            "else writes to its tables (a trigger, a script, a restored copy), run PRAGMA integrity_check, restart"
+        )
+        self.doing = doing
+        self.expected = expected
+        self.found = found
 
 
 def near(word: str, known: Iterable[str]) -> str:

@@ -107,6 +107,8 @@ class UnknownTasks:
 @dataclass(frozen=True, slots=True)
 class WorkerStarted:
     worker_id: int
+    storage: str = ""
+    """The database software and its version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,13 @@ class StorageTrouble:
     """The storage refused or failed; what was meant to be written is kept and tried again."""
 
     doing: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class StorageBroken:
+    """The storage cannot be used any more, or no longer be trusted; the worker stops, and all is refused."""
+
     error: BaseException
 
 

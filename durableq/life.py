@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from durableq.errors import DurableQError, QueueNotRunning
@@ -154,7 +155,7 @@ class Life:
             await run.storage.close()
             raise
         run.working = asyncio.create_task(run.worker.run(run.stop), name="durableq-worker")
-        run.working.add_done_callback(_log_a_defect)
+        run.working.add_done_callback(partial(_tell_of_the_end, run))
 
 
 def loop_here() -> asyncio.AbstractEventLoop | None:
@@ -165,6 +166,9 @@ def loop_here() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _log_a_defect(working: asyncio.Task[None]) -> None:
+def _tell_of_the_end(run: Run, working: asyncio.Task[None]) -> None:
+    """Log a defect; and let nobody wait for jobs on a storage that is broken."""
     if not working.cancelled() and working.exception() is not None:
         logger.critical("the worker stopped on a defect; jobs are stored but not run", exc_info=working.exception())
+    if run.storage.trouble is not None:
+        run.finished_jobs.stop(run.storage.trouble)

@@ -92,6 +92,13 @@ class JobExtras:
     progress: Progress | None = None
     cancel_requested: bool = False
 
+    def moved_args(self, stored: str, task: str, from_id: str, to_id: str) -> str:
+        """Return stored arguments as they would be stored in another row, or now in the same one.
+
+        The same text, but for those that are encrypted: see `durableq.encryption`.
+        """
+        return stored
+
 
 PLAIN: Final = JobExtras()
 
@@ -109,7 +116,7 @@ class Job(Generic[R_co]):
     queue: str
     priority: int
     state: JobState
-    args_json: str
+    args_json: str = field(repr=False)  # it may hold secrets, and a job may end up in a log
     """The arguments as stored: one JSON object of names."""
     max_attempts: int
     created_at: datetime
@@ -120,9 +127,9 @@ class Job(Generic[R_co]):
     started_at: datetime | None = None
     """When the latest attempt started."""
     finished_at: datetime | None = None
-    result_json: str | None = None
+    result_json: str | None = field(default=None, repr=False)
     error: JobError | None = None
-    extras: JobExtras = PLAIN
+    extras: JobExtras = field(default=PLAIN, repr=False)
 
     @property
     def args(self) -> dict[str, Any]:
@@ -227,6 +234,10 @@ class Lease(NamedTuple):
     deadline_at: int | None = None
     settings: str | None = None
     """A JSON object of `JobExtras` that only its worker reads; None for none."""
+
+    def __repr__(self) -> str:
+        """Without the arguments, which may be secret, and the job's headers."""
+        return f"<Lease {self.lease_no} of job {self.id} of {self.task}, attempt {self.attempt}/{self.max_attempts}>"
 
     @property
     def key(self) -> "LeaseKey":

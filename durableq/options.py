@@ -135,7 +135,9 @@ class QueueSettings(TypedDict, total=False):
     retain_finished: timedelta | float | None
     retain_dead: timedelta | float | None
     loop_stall_warning: timedelta | float
+    redact: Sequence[str]
     allow_network_filesystem: bool
+    sqlite_with_wal_bug: Literal["allow", "refuse"]
 
 
 Text = Annotated[str, Field(min_length=1, max_length=200)]
@@ -266,10 +268,20 @@ class QueueOptions(_Options):
     """How long succeeded and cancelled jobs are kept; None: for ever."""
     retain_dead: Duration | None = None
     """How long dead letters are kept; None: for ever."""
+    redact: tuple[Text, ...] = ()
+    """Names under which values are hidden wherever they are shown, beside those that say so (password, token, ...).
+
+    Of arguments, headers, keys of objects; whatever their case and separators. In the whole process.
+    """
     loop_stall_warning: Duration = timedelta(seconds=10)
     """Warn when the event loop has not moved for so long."""
     allow_network_filesystem: bool = False
     """True: open a file on NFS, SMB and the like all the same. SQLite's locks do not hold there."""
+    sqlite_with_wal_bug: Literal["allow", "refuse"] = "allow"
+    """``refuse``: do not start on a SQLite with the WAL-reset bug (before 3.51.3, except 3.50.7+ and 3.44.6+).
+
+    durableq's own checkpoints cannot meet it; those of other programs, on a file that is shared with them, can.
+    """
 
     @model_validator(mode="after")
     def _lease_outlives_heartbeats(self) -> Self:
@@ -301,8 +313,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         text = environment.get(ENVIRONMENT_PREFIX + name.upper())
         if text is None:
             continue
-        if name == "queues":  # an empty list means all
-            found[name] = tuple(part.strip() for part in text.split(",") if part.strip()) or None
+        if name in ("queues", "redact"):
+            parts = tuple(part.strip() for part in text.split(",") if part.strip())
+            found[name] = parts or (None if name == "queues" else ())  # no queues means all
         else:
             found[name] = _seconds_or_text(text)
     return found

@@ -22,6 +22,7 @@ from durableq import outbox
 from durableq.adding import Adding, Call, all_added, check_bulk
 from durableq.clock import Clock, SystemClock, from_datetime
 from durableq.context import AsyncTaskClass, TaskClass
+from durableq.encryption import KeyRing, Rotation, chosen_ring, opened, result_of, rotate
 from durableq.engine.hooks import ExceptionHandler, Hooks, Middleware
 from durableq.errors import (
     ConfigurationError,
@@ -33,12 +34,14 @@ from durableq.errors import (
     near,
 )
 from durableq.events import Emitter
+from durableq.health import Health, examine
 from durableq.jobs import JobMaker
 from durableq.life import Life, Run, loop_here
 from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Lease, LogLine, Page
 from durableq.names import root_of_caller
 from durableq.observability.logs import log_events
 from durableq.options import QueueSettings, RegistrationSettings, queue_options
+from durableq.redaction import also_redact
 from durableq.registry import AnyTask, Registry, Task
 from durableq.retry import RetryPolicy
 from durableq.storage import storage_factory
@@ -83,8 +86,10 @@ class DurableQ:
 
     ``url_or_path`` names the SQLite file; it is created (mode 0600) when the queue first starts. ``task_modules``
     are the modules whose functions may be added without a decorator; by default those of the app itself.
-    ``clock`` is for tests. The other options are those of `durableq.options.QueueOptions`, and may come from the
-    environment as ``DURABLEQ_<NAME>``. Raises `ConfigurationError`.
+    ``clock`` is for tests. ``encryption`` are the keys that arguments and results are stored under (see
+    `durableq.encryption`); by default those of ``DURABLEQ_ENCRYPTION_KEYS``, if there are any. The other options are
+    those of `durableq.options.QueueOptions`, and may come from the environment as ``DURABLEQ_<NAME>``. Raises
+    `ConfigurationError`.
     """
 
     def __init__(
@@ -93,13 +98,16 @@ class DurableQ:
         *,
         task_modules: Iterable[str | ModuleType] | None = None,
         clock: Clock | None = None,
+        encryption: KeyRing | None = None,
         **options: Unpack[QueueSettings],
     ) -> None:
         self.settings = queue_options(cast("Mapping[str, Any]", options), os.environ)
+        also_redact(self.settings.redact)
         self.events = Emitter()
         log_events(self.events)
         self._clock = clock or SystemClock()
-        self._registry = Registry(root_of_caller(), task_modules)
+        self._keys = chosen_ring(encryption, os.environ)
+        self._registry = Registry(root_of_caller(), task_modules, self._keys)
         self._hooks = Hooks(self._registry, self.events)
         self._maker = JobMaker(
             registry=self._registry, clock=self._clock, max_payload_bytes=self.settings.max_payload_bytes
@@ -288,12 +296,11 @@ class DurableQ:
     @overload
     async def get(self, job_or_id: str) -> Job[Any]: ...
     async def get(self, job_or_id: Job[Any] | str) -> Job[Any]:
-        """Return a job as it is now. Raises `JobNotFound`."""
-        job_id = _id_of(job_or_id)
-        job = await self._storage_here().get(job_id)
-        if job is None:
-            raise JobNotFound(job_id)
-        return job
+        """Return a job as it is now, with its arguments and result in clear. Raises `JobNotFound`.
+
+        What is encrypted with a key that is missing stays the envelope that is stored.
+        """
+        return opened(await self._stored(job_or_id), self._keys)
 
     async def list(
         self,
@@ -302,7 +309,7 @@ class DurableQ:
         cursor: int | None = None,
         limit: int = 100,
     ) -> Page:
-        """Return jobs that match, newest first, and the cursor of the next page."""
+        """Return jobs that match, newest first, and the cursor of the next page. What is encrypted stays so."""
         return await self._storage_here().find(where or JobFilter(), cursor=cursor, limit=limit)
 
     async def counts(self) -> dict[JobState, int]:
@@ -317,6 +324,14 @@ class DurableQ:
         """Return what a job said by ``current_job().log``, oldest first."""
         return await self._storage_here().logs(_id_of(job_or_id))
 
+    async def health(self) -> Health:
+        """Tell whether the queue works: a status, reasons in words, and figures.
+
+        Writes nothing, takes a second at most, and never raises for a queue that is ill or does not run. Works on
+        any event loop; on another than the queue's own it tells less.
+        """
+        return await examine(self._life.run, self.settings)
+
     @overload
     async def wait(self, job_or_id: Job[R], *, timeout: float | timedelta | None = None) -> Job[R]: ...
     @overload
@@ -326,13 +341,7 @@ class DurableQ:
 
         Woken by events. Raises `JobNotFound` at once for an id that is not stored, `TimeoutError` after ``timeout``.
         """
-        async with asyncio.timeout(_in_seconds(timeout)):
-            run = self._life.here()
-            job = await self.get(job_or_id)
-            while not job.is_finished:
-                await run.finished_jobs.wait(job.id)
-                job = await self.get(job.id)
-        return job
+        return opened(await self._finished(job_or_id, timeout), self._keys)
 
     @overload
     async def result(self, job_or_id: Job[R], *, timeout: float | timedelta | None = None) -> R: ...
@@ -342,14 +351,15 @@ class DurableQ:
         """Return what a job's task returned, of the type that it declares; wait until there is a result.
 
         Raises `JobFailed`, with the task's own traceback, when the job is dead; `JobWasCancelled`;
-        `ResultUnavailable` when the result was not kept, or is no longer; else as `wait`.
+        `ResultUnavailable` when the result was not kept, is no longer, or its key is missing; else as `wait`.
         """
-        job = await self.wait(job_or_id, timeout=timeout)
+        job = await self._finished(job_or_id, timeout)
         if job.state is not JobState.SUCCEEDED:
             raise await self._failure_of(job)
         task = self._registry.find(job.task)
         if job.result_json is None and self._was_dropped(job):
             raise ResultUnavailable(f"the result of job {job.id} was not kept, or is no longer (result_ttl)")
+        job = dataclasses.replace(job, result_json=result_of(job, self._keys))
         return job.result if task is None else task.results.decode(job.result_json)
 
     async def audit_trail(self, job_or_id: Job[Any] | str) -> builtins.list[AuditEntry]:
@@ -378,7 +388,8 @@ class DurableQ:
         arguments cannot be checked because this app does not know the task.
         """
         args_json = None if args is None else await self._edited(job_or_id, args)
-        return await self._storage_here().retry(_id_of(job_or_id), who=who, args_json=args_json)
+        job = await self._storage_here().retry(_id_of(job_or_id), who=who, args_json=args_json)
+        return opened(job, self._keys)
 
     async def retry_matching(self, where: JobFilter, *, limit: int = 1_000, who: str = "application") -> int:
         """Retry up to ``limit`` dead jobs that match, oldest first; return how many. Audited one by one."""
@@ -391,11 +402,26 @@ class DurableQ:
         it in ``current_job().cancelled``; what is returned may still be running then, and `wait` waits for its end.
         A job that returns all the same has succeeded. Raises `JobNotFound`, `JobConflict`.
         """
-        return await self._storage_here().cancel(_id_of(job_or_id), who=who)
+        return opened(await self._storage_here().cancel(_id_of(job_or_id), who=who), self._keys)
 
     async def delete(self, job_or_id: Job[Any] | str, *, who: str = "application") -> None:
         """Remove a finished job and its history; the audit entry stays. Raises `JobNotFound`, `JobConflict`."""
         await self._storage_here().delete(_id_of(job_or_id), who=who)
+
+    async def rotate_keys(self, *, batch: int = 500) -> Rotation:
+        """Bring all stored arguments and results under the newest key of the ring, those in clear too.
+
+        ``batch`` jobs in one transaction, each value compared before it is replaced: beside running workers, and
+        killed at any moment without loss; called again it goes on. First see that every process has the newest key
+        at the front of its ring. Afterwards, with none ``unreadable``, an older key is only needed for what the audit
+        trail holds of edited arguments. What was replaced stays in free pages of the file until SQLite reuses them.
+        Raises `ConfigurationError` without a ring.
+        """
+        if self._keys is None:
+            raise ConfigurationError(
+                "no keys to rotate to: give DurableQ(encryption=KeyRing(...)), or DURABLEQ_ENCRYPTION_KEYS"
+            )
+        return await rotate(self._storage_here(), self._keys, batch)
 
     # -- running -------------------------------------------------------------------------------------------
 
@@ -506,15 +532,33 @@ class DurableQ:
         run = self._life.run
         return run.storage if run is not None and run.is_alive else self._storage_here()
 
+    async def _stored(self, job_or_id: Job[R] | str) -> Job[R]:
+        job_id = _id_of(job_or_id)
+        job = await self._storage_here().get(job_id)
+        if job is None:
+            raise JobNotFound(job_id)
+        return job
+
+    async def _finished(self, job_or_id: Job[R] | str, timeout: float | timedelta | None) -> Job[R]:
+        """Return a job as it is stored, once it is finished."""
+        async with asyncio.timeout(_in_seconds(timeout)):
+            run = self._life.here()
+            job = await self._stored(job_or_id)
+            while not job.is_finished:
+                await run.finished_jobs.wait(job.id)
+                job = await self._stored(job.id)
+        return job
+
     async def _edited(self, job_or_id: Job[Any] | str, args: Mapping[str, Any]) -> str:
-        job = await self.get(job_or_id)
+        job = await self._stored(job_or_id)
         task = self._registry.find(job.task)
         if task is None:
             raise ConfigurationError(
                 f"task {job.task!r} is not known here, so its arguments cannot be checked; retry without editing, or "
                 "from an app that knows it"
             )
-        return task.codec.encode_object(args, self.settings.max_payload_bytes)
+        args_json = task.codec.encode_object(args, self.settings.max_payload_bytes)
+        return args_json if self._keys is None else self._keys.seal(args_json, job.id, job.task, "args")
 
     async def _has_runnable(self, run: Run) -> bool:
         names = run.storage.names()

@@ -20,6 +20,7 @@ from pydantic.errors import PydanticUserError
 
 from durableq.codec import ArgumentsCodec, ResultCodec
 from durableq.dependencies import Injection, injection_of
+from durableq.encryption import KeyRing
 from durableq.errors import ConfigurationError, InvalidTask, near
 from durableq.names import derived_name, is_own_code, name_of
 from durableq.options import CODE_OPTIONS, RunnerName, TaskOptions, TaskSettings, Unique, checked
@@ -85,10 +86,17 @@ class Registry:
     """The tasks of one `DurableQ`.
 
     ``root`` is the directory of the app's own code, or None when it has none (an interactive session).
-    ``task_modules`` replaces it: exactly these modules may then hold tasks without a decorator.
+    ``task_modules`` replaces it: exactly these modules may then hold tasks without a decorator. ``keys`` are what
+    their arguments and results are encrypted with; None: they are stored in clear.
     """
 
-    def __init__(self, root: Path | None, task_modules: Iterable[str | types.ModuleType] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | None,
+        task_modules: Iterable[str | types.ModuleType] | None = None,
+        keys: KeyRing | None = None,
+    ) -> None:
+        self.keys = keys
         self._root = root
         self._modules = None if task_modules is None else tuple(task_modules)
         self._by_name: dict[str, AnyTask] = {}

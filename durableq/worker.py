@@ -1,13 +1,15 @@
 """One worker: wires the engine together in one task group, and ends it in good order.
 
 The exchange loop is its heart: settle what finished and claim what there is room for, in one round trip, as long
-as there is either. Shutdown takes ``grace`` plus at most a second, whatever tasks do.
+as there is either. Shutdown takes ``grace`` plus at most a second, whatever tasks do. On a storage that cannot be
+used or trusted any more the worker stops at once, by itself: what it would go on to do could not be stored.
 """
 
 import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import anyio
@@ -24,7 +26,15 @@ from durableq.engine.runners import LoopSlots, Slots, ThreadRunner
 from durableq.engine.running import Complete, Services
 from durableq.engine.settler import Settler
 from durableq.errors import DurableQError, StorageError
-from durableq.events import Emitter, LeaseLost, StorageTrouble, WorkerEvicted, WorkerStarted, WorkerStopped
+from durableq.events import (
+    Emitter,
+    LeaseLost,
+    StorageBroken,
+    StorageTrouble,
+    WorkerEvicted,
+    WorkerStarted,
+    WorkerStopped,
+)
 from durableq.jobs import JobMaker
 from durableq.models import ClaimRequest, Completed, Lease, LeaseKey, Outcome, Released
 from durableq.options import QueueOptions
@@ -38,6 +48,26 @@ _LONGEST_BACKOFF_SECONDS: Final = 2.0
 
 T = TypeVar("T")
 Settled = list[tuple[Lease, Outcome]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCondition:
+    """How a worker is, as far as it knows itself. Times in seconds."""
+
+    worker_id: int
+    leases_held: int
+    is_evicted: bool
+    """Taken for dead, and not yet registered anew."""
+    is_heartbeat_late: bool
+    since_heartbeat: float
+    """Since its lease was last prolonged."""
+    since_loop_moved: float
+    since_loop_stalled: float | None
+    """Since the event loop was last found to stand still for too long; None: never."""
+    troubles: tuple[str, ...]
+    """What does not work, and is tried again."""
+    broken: DurableQError | None
+    """Why the worker has stopped by itself."""
 
 
 class Worker:
@@ -67,6 +97,9 @@ class Worker:
         self._is_evicted = False
         self._is_stopping = False
         self._is_ending = False
+        self._halt = asyncio.Event()
+        self._broken: DurableQError | None = None
+        self._troubles: dict[str, DurableQError] = {}
         self._worker_id = 0
         self._hooks = hooks
         loop = LoopSlots(options.concurrency)
@@ -95,8 +128,8 @@ class Worker:
             queues=options.queues,
         )
         self._cancelled_early: set[LeaseKey] = set()
-        self._reaper = Reaper(storage, emitter, options.max_crashes)
-        self._pruner = Pruner(storage, emitter, clock, options)
+        self._reaper = Reaper(storage, emitter, options.max_crashes, self._report)
+        self._pruner = Pruner(storage, clock, options, self._report)
         self._heartbeat = Heartbeat(
             clock=clock,
             emitter=emitter,
@@ -113,29 +146,44 @@ class Worker:
         self._worker_id = await self._storage.register(self._wake_up, self._cancel)
         await self._reaper.reap()
         self._heartbeat.start()
-        self._emitter.emit(WorkerStarted(self._worker_id))
+        self._emitter.emit(WorkerStarted(self._worker_id, self._storage.condition().software))
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until ``stop`` is set, then end in good order: within ``grace`` and a second."""
+        """Work until ``stop`` is set, then end in good order: within ``grace`` and a second.
+
+        Ends too when the storage is broken, without waiting for what runs: nothing could be stored for it.
+        """
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._reaper.run)
                 group.start_soon(self._pruner.run)
                 exchanging = asyncio.Event()
                 group.start_soon(self._exchange_until_the_end, exchanging)
-                await stop.wait()
+                group.start_soon(self._halt_when, stop)
+                await self._halt.wait()
                 self._is_stopping = True
-                await self._executor.wait_idle(self._options.grace.total_seconds())
-                self._is_ending = True
-                self._wake.set()
-                with anyio.move_on_after(_LAST_WRITES_SECONDS):
-                    await exchanging.wait()
+                if self._broken is None:
+                    await self._finish_what_runs(exchanging)
                 group.cancel_scope.cancel()
             await self._hand_back_and_leave()
         finally:
             self._heartbeat.stop()
             for slots in self._slots:
                 slots.stop()
+
+    def condition(self) -> WorkerCondition:
+        """Tell how the worker is. No I/O; may be asked from any thread."""
+        return WorkerCondition(
+            worker_id=self._worker_id,
+            leases_held=len(self._executor.leases) + len(self._settler.held),
+            is_evicted=self._is_evicted,
+            is_heartbeat_late=self._heartbeat.is_late,
+            since_heartbeat=self._heartbeat.seconds_since_renewal,
+            since_loop_moved=self._heartbeat.seconds_since_movement,
+            since_loop_stalled=self._heartbeat.seconds_since_stall,
+            troubles=tuple(f"{doing}: {error}" for doing, error in self._troubles.copy().items()),
+            broken=self._broken,
+        )
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -207,11 +255,30 @@ class Worker:
         backoff = _FIRST_BACKOFF_SECONDS
         while True:
             try:
-                return await attempt()
+                result = await attempt()
             except StorageError as error:
-                self._emitter.emit(StorageTrouble(doing, error))
+                self._report(doing, error)
+            else:
+                self._troubles.pop(doing, None)
+                return result
             await asyncio.sleep(backoff * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
             backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
+
+    def _report(self, doing: str, error: DurableQError | None) -> None:
+        """Note whether something works. What makes the storage unusable ends the worker."""
+        if error is None:
+            self._troubles.pop(doing, None)
+        elif self._storage.trouble is not None:
+            self._halt_on(self._storage.trouble)
+        else:
+            self._troubles[doing] = error
+            self._emitter.emit(StorageTrouble(doing, error))
+
+    def _halt_on(self, error: DurableQError) -> None:
+        if self._broken is None:
+            self._broken = error
+            self._emitter.emit(StorageBroken(error))
+            self._halt.set()
 
     def _finished(self, lease: Lease, outcome: Outcome | Completed) -> None:
         if lease.crashes:
@@ -252,6 +319,18 @@ class Worker:
 
     # -- the end -------------------------------------------------------------------------------------------
 
+    async def _halt_when(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._halt.set()
+
+    async def _finish_what_runs(self, exchanging: asyncio.Event) -> None:
+        """Give running jobs the grace time, and what they leave a moment to be settled."""
+        await self._executor.wait_idle(self._options.grace.total_seconds())
+        self._is_ending = True
+        self._wake.set()
+        with anyio.move_on_after(_LAST_WRITES_SECONDS):
+            await exchanging.wait()
+
     async def _hand_back_and_leave(self) -> None:
         """Release what still runs, settle all, leave the list; each within its time, whatever holds it up.
 
@@ -268,5 +347,5 @@ class Worker:
                 self._settler.written(batch, exchanged.lost)
         with contextlib.suppress(DurableQError), anyio.move_on_after(_LAST_WRITES_SECONDS):
             await self._storage.deregister()
-        self._emitter.emit(WorkerStopped(self._worker_id, len(released)))
+        self._emitter.emit(WorkerStopped(self._worker_id, len(released) if self._broken is None else 0))
         await self._hooks.finish()

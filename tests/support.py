@@ -1,6 +1,7 @@
 """Helpers shared by tests."""
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 
@@ -22,3 +23,8 @@ def eventually_sync(check: Callable[[], bool], within: float = 10.0) -> None:
     while not check():
         assert time.monotonic() < deadline, f"still not true after {within} s: {check}"
         time.sleep(0.01)
+
+
+def named(value: object) -> str:
+    """Names a parameter of a test the same in every process: its address is none of its name."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

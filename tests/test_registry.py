@@ -18,6 +18,7 @@ import tests.support
 from durableq.errors import ConfigurationError, InvalidTask
 from durableq.names import root_of_caller
 from durableq.registry import Registry
+from tests.support import named
 
 if TYPE_CHECKING:
     from decimal import Decimal as OnlyForTypeCheckers
@@ -151,7 +152,7 @@ class TestWhichFunctions:
             ("plain", "expected a function"),
             (["unhashable"], "expected a function"),
         ],
-        ids=repr,
+        ids=named,
     )
     def test_what_could_not_be_found_again_is_refused_with_the_reason(
         self, registry: Registry, function: Any, reason: str
@@ -162,7 +163,7 @@ class TestWhichFunctions:
             registry.register(function, options={})
 
     @pytest.mark.parametrize(
-        "foreign", [json.dumps, warnings.warn_explicit, pydantic.create_model, tenacity.retry], ids=repr
+        "foreign", [json.dumps, warnings.warn_explicit, pydantic.create_model, tenacity.retry], ids=named
     )
     def test_the_code_of_others_is_refused_without_a_decorator(self, registry: Registry, foreign: Any) -> None:
         with pytest.raises(InvalidTask):
@@ -222,6 +223,7 @@ class TestWhichFunctions:
 
 
 class TestTasks:
+    @pytest.mark.foreign_bug(39)
     def test_calling_a_task_runs_its_function(self, registry: Registry) -> None:
         assert registry.register(plain, options={})(3) == 3
 
@@ -339,6 +341,7 @@ class TestFindingAgain:
         assert task.function is plain
         assert registry.find("tests.support:eventually") is not None
 
+    @pytest.mark.foreign_bug(93, 94)
     @pytest.mark.parametrize(
         "name",
         [
@@ -370,6 +373,7 @@ class TestFindingAgain:
     def test_a_stored_name_cannot_lead_out_of_the_app(self, registry: Registry, name: str) -> None:
         assert registry.find(name) is None
 
+    @pytest.mark.foreign_bug(93)
     def test_a_name_is_not_imported(self, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "trap.py").write_text("raise SystemExit('imported by a stored name')\n")
         monkeypatch.syspath_prepend(tmp_path)

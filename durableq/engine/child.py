@@ -32,11 +32,12 @@ from durableq.clock import SystemClock
 from durableq.codec import encode_result
 from durableq.context import set_current
 from durableq.engine.child_tasks import ChildTasks, as_in_the_parent
-from durableq.engine.decisions import DIE, Ruling, failure_of, ruling_on
+from durableq.engine.decisions import DIE, Ruling, failure_of, redactor_of, ruling_on
 from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES
 from durableq.errors import InvalidArguments
 from durableq.jobs import JobMaker
 from durableq.models import Job
+from durableq.redaction import Redactor
 from durableq.registry import AnyTask, Registry
 from durableq.retry import DEFAULT_POLICY, RetryPolicy
 
@@ -268,13 +269,14 @@ class _Service:
             try:
                 args, kwargs = task.codec.decode(call["args_json"])
             except InvalidArguments as error:
-                return _refused(error)
+                return _refused(error, redactor_of(task.function, job))
             value = contextvars.copy_context().run(self._run, job, task, args, kwargs)
             return ["succeeded", *encode_result(value, call["max_result_bytes"])]
         except BaseException as error:
             self._look_for_damage(error)
             age = call["elapsed_seconds"] + time.monotonic() - started
-            return _failed(error, _policy(task, call["policy"]), call["attempt"], age)
+            redactor = Redactor() if task is None else redactor_of(task.function, job)
+            return _failed(error, redactor, _policy(task, call["policy"]), call["attempt"], age)
 
     def _run(self, job: _Job, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
         set_current(job)
@@ -348,13 +350,15 @@ def _called(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any
         return _Outcome(error=error)
 
 
-def _refused(error: InvalidArguments) -> _Answer:
-    text = f"{error}; edit the arguments and retry"
+def _refused(error: InvalidArguments, redactor: Redactor) -> _Answer:
+    text = f"{redactor.text(str(error))}; edit the arguments and retry"
     return ["failed", ["durableq.InvalidArguments", text, text], DIE, _kinds(error)]
 
 
-def _failed(error: BaseException, policy: RetryPolicy, attempt: int, elapsed_seconds: float) -> _Answer:
-    failure = failure_of(error)
+def _failed(
+    error: BaseException, redactor: Redactor, policy: RetryPolicy, attempt: int, elapsed_seconds: float
+) -> _Answer:
+    failure = failure_of(error, redactor)
     facts = [as_in_the_parent(failure.type), failure.message, failure.traceback]
     return ["failed", facts, _ruling(error, policy, attempt, elapsed_seconds), _kinds(error)]
 

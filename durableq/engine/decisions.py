@@ -1,19 +1,27 @@
-"""What becomes of a job whose attempt failed: pure functions from facts to an outcome."""
+"""What becomes of a job whose attempt failed: functions from facts to an outcome, without I/O.
+
+What an exception says is stored, logged and shown, so it is redacted before it becomes a `Failure`.
+"""
 
 import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from durableq.clock import SECOND, to_datetime
-from durableq.errors import AttemptTimedOut, WorkerDied
+from durableq.context import CurrentJob, current_job
+from durableq.errors import AttemptTimedOut, NoCurrentJob, WorkerDied
 from durableq.models import Cancelled, Dead, Failure, Lease, Retried, Snoozed
+from durableq.redaction import Redactor, secret_arguments
 from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze
 
 TYPE_CHARACTERS: Final = 400
 MESSAGE_CHARACTERS: Final = 2_000
 TRACEBACK_CHARACTERS: Final = 64_000
+_LOOKED_AT_CHARACTERS: Final = 4 * TRACEBACK_CHARACTERS
+"""More of a text is cut out before secrets are looked for, so that an endless one holds nobody up."""
 WORKER_DIED: Final = "durableq.WorkerDied"
 """The error type of an attempt that ended with its worker."""
 EXPIRED: Final = "durableq.Expired"
@@ -121,15 +129,43 @@ def after_crash(lease: Lease, reason: str, charged: bool, max_crashes: int) -> R
     return Retried(failure, run_at=None, crashed=charged, error=WorkerDied(text))
 
 
-def failure_of(error: BaseException) -> Failure:
-    """Describe an exception for storage: full chained traceback, no locals, capped, whatever its methods do."""
+def failure_of(error: BaseException, redactor: Redactor | None = None) -> Failure:
+    """Describe an exception for storage: full chained traceback, no locals, capped, whatever its methods do.
+
+    Secrets are hidden, by default those of the job that is running here.
+    """
     if isinstance(error, RemoteFailure):
         return error.failure
+    if redactor is None:
+        redactor = _redactor_here()
     return Failure(
         _cut(_type_name(error), TYPE_CHARACTERS),
-        _cut(_message(error), MESSAGE_CHARACTERS),
-        _cut(_traceback(error), TRACEBACK_CHARACTERS),
+        _cut(_redacted(_message(error), redactor), MESSAGE_CHARACTERS),
+        _cut(_redacted(_traceback(error), redactor), TRACEBACK_CHARACTERS),
     )
+
+
+def redactor_of(function: Callable[..., Any], job: CurrentJob) -> Redactor:
+    """Return what hides the secrets of a job of this task."""
+    names = secret_arguments(function)
+    try:
+        return Redactor.of(names, job.args)
+    except (ValueError, RecursionError):  # the arguments are damaged, and the task was not called with them
+        return Redactor(names)
+
+
+def _redactor_here() -> Redactor:
+    """Asked of the context, not of each caller: an exception is described wherever it happens to be caught."""
+    try:
+        job = current_job()
+        return redactor_of(job.definition.function, job)  # type: ignore[attr-defined]
+    except (NoCurrentJob, AttributeError):  # nothing runs here
+        return Redactor()
+
+
+def _redacted(text: str, redactor: Redactor) -> str:
+    """Hide the secrets of a text that may be of any length; what is cut out afterwards is not looked at."""
+    return redactor.text(_cut(text, _LOOKED_AT_CHARACTERS))
 
 
 def _type_name(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from durableq.clock import SECOND
 from durableq.codec import checksum, encode_result
 from durableq.context import set_current
+from durableq.encryption import CannotOpen, is_sealed, without_a_ring
 from durableq.engine import decisions
 from durableq.engine.hooks import Hooks
 from durableq.engine.processes import ProcessRunner, RemoteCall
@@ -68,6 +69,7 @@ class Executor:
         attempt that was left behind is free after all.
         """
         self._registry = registry
+        self._keys = registry.keys
         self._threads = threads
         self._processes = processes
         self._slots: Mapping[str, Slots] = {"loop": loop, "thread": threads, "process": processes}
@@ -215,13 +217,18 @@ class Executor:
             return decisions.after_cancellation(None)
         if checksum(lease.args_json) != lease.checksum:
             return _dead("durableq.PayloadCorrupt", "the stored arguments do not match their checksum; not executed")
+        if self._keys is not None:
+            try:
+                running.open_args(self._keys)
+            except CannotOpen as error:  # not tried again: all workers with these keys would claim it, and fail
+                return _dead(error.kind, str(error))
         return None
 
     async def _result(self, running: RunningJob) -> str | None:
         """Call the task where it runs, and return its encoded result."""
         task = running.definition
         if task.runner == "process":
-            return self._kept(running, *await self._processes.run(self._remote_call(running), running))
+            return await self._remote_result(running)
         try:
             args, kwargs = task.codec.decode(running.lease.args_json)
         except InvalidArguments as error:
@@ -237,6 +244,16 @@ class Executor:
             return None
         return self._kept(running, *encode_result(value, self._services.max_result_bytes))
 
+    async def _remote_result(self, running: RunningJob) -> str | None:
+        """Run a task in a child process. What is encrypted goes to it in clear, over a pipe that only we two hold."""
+        args_json = running.lease.args_json
+        if self._keys is not None or is_sealed(args_json):  # so that no message of the child quotes what does not fit
+            try:
+                running.definition.codec.decode(args_json)
+            except InvalidArguments as error:
+                raise _Unfit from error
+        return self._kept(running, *await self._processes.run(self._remote_call(running), running))
+
     async def _call(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call a task with what was injected, which must not be closed while a thread still uses it."""
         if task.runner == "loop":
@@ -248,7 +265,9 @@ class Executor:
             return None
         if not_kept is not None:
             self._emitter.emit(ResultNotStored(running.lease, not_kept))
-        return result_json
+        if self._keys is None or result_json is None:
+            return result_json
+        return self._keys.seal(result_json, running.lease.id, running.lease.task, "result")
 
     def _remote_call(self, running: RunningJob) -> RemoteCall:
         lease = running.lease
@@ -315,7 +334,7 @@ class Executor:
         if running.cancel_asked:
             return decisions.after_cancellation(error)
         if isinstance(error, _Unfit):
-            return _dead("durableq.InvalidArguments", f"{error.__cause__}; edit the arguments and retry")
+            return self._unfit(running, error)
         now = self._clock.wall()
         if running.timed_out is not None:
             if running.deadline_is_the_limit:  # it has passed by the timer, if not by the wall clock
@@ -327,6 +346,16 @@ class Executor:
             else:
                 error.__cause__ = cause
         return self._decided(running, error, now)
+
+    def _unfit(self, running: RunningJob, error: "_Unfit") -> Dead:
+        """Where there are keys, without the value that is to blame: messages are stored in clear."""
+        sealed = without_a_ring(running.lease.args_json, "args")
+        if sealed is not None:
+            return _dead(sealed.kind, str(sealed))
+        said = str(error.__cause__)
+        if self._keys is not None and isinstance(error.__cause__, InvalidArguments):
+            said = f"{running.lease.task}: its signature refuses the argument {error.__cause__.argument!r}"
+        return _dead("durableq.InvalidArguments", f"{said}; edit the arguments and retry")
 
     def _decided(self, running: RunningJob, error: BaseException, now: int) -> Outcome:
         try:
@@ -371,7 +400,7 @@ class Executor:
 
 
 class _Unfit(Exception):
-    """The stored arguments do not fit the task; its cause says why."""
+    """The stored arguments do not fit the task; its cause says why. (They do not when there are no keys to them.)"""
 
 
 def _cancel(running: RunningJob, why: str | None = None) -> None:

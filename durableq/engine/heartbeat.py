@@ -49,6 +49,8 @@ class Heartbeat:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._moved_at = clock.boot()
+        self._renewed_at = clock.boot()
+        self._stalled_at: int | None = None
         self._warned_at = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="durableq-heartbeat", daemon=True)
@@ -59,6 +61,25 @@ class Heartbeat:
     def stop(self) -> None:
         """End the thread soon. Does not wait: it may be in the middle of a renewal."""
         self._stop.set()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the lease was not prolonged for more than two intervals."""
+        return self._clock.boot() - self._renewed_at > 2 * self._interval + SECOND
+
+    @property
+    def seconds_since_renewal(self) -> float:
+        return (self._clock.boot() - self._renewed_at) / SECOND
+
+    @property
+    def seconds_since_movement(self) -> float:
+        """How long ago the event loop was last seen to move; up to a second is nothing."""
+        return (self._clock.boot() - self._moved_at) / SECOND
+
+    @property
+    def seconds_since_stall(self) -> float | None:
+        """How long ago the event loop was last found to stand still for too long; None: never."""
+        return None if self._stalled_at is None else (self._clock.boot() - self._stalled_at) / SECOND
 
     def _beat(self) -> None:
         next_renewal = self._clock.boot() + self._interval
@@ -88,6 +109,7 @@ class Heartbeat:
             if not self._stop.is_set():
                 self._emitter.emit(StorageTrouble("prolonging the lease", error))
             return
+        self._renewed_at = self._clock.boot()
         if not holds and not self._stop.is_set():
             self._loop.call_soon_threadsafe(self._evicted)
 
@@ -96,6 +118,7 @@ class Heartbeat:
         if still_for < self._stall_warning or self._warned_at == self._moved_at:
             return
         self._warned_at = self._moved_at  # once per stall
+        self._stalled_at = now
         self._emitter.emit(LoopStalled(still_for / SECOND, self._where()))
 
     def _where(self) -> str:

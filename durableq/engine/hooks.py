@@ -16,6 +16,7 @@ from pydantic_core import from_json
 
 from durableq.clock import to_datetime
 from durableq.context import CurrentJob
+from durableq.encryption import opened
 from durableq.engine.decisions import RemoteFailure
 from durableq.engine.runners import ThreadRunner
 from durableq.errors import AttemptFailed, ConfigurationError
@@ -120,7 +121,7 @@ class Hooks:
         callback = None if task is None else getattr(task.settings, callback_name)
         if handler is None and callback is None:
             return
-        job = _job_after(lease, state, failure, run_at)
+        job = opened(_job_after(lease, state, failure, run_at), self._registry.keys)
         for function in (handler, callback):
             if function is not None:
                 self._call_soon(function, job, error)

@@ -1,6 +1,7 @@
 """Periodic care: take back what dead workers held, end what came too late, delete what was finished long ago."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -8,7 +9,7 @@ from durableq.clock import Clock, to_datetime
 from durableq.engine.decisions import after_crash, before_start
 from durableq.engine.settler import announce
 from durableq.errors import DurableQError
-from durableq.events import Emitter, StorageTrouble, WorkerReaped
+from durableq.events import Emitter, WorkerReaped
 from durableq.models import Dead, JobState, Lease, Outcome
 from durableq.options import QueueOptions
 from durableq.storage.protocol import Storage
@@ -21,14 +22,18 @@ OVERDUE_AT_ONCE: Final = 500
 _BREATH_SECONDS: Final = 0.05
 _AFTER_TROUBLE_SECONDS: Final = 1.0
 
+Report = Callable[[str, DurableQError | None], None]
+"""Told what a loop does, and what error that met; None: it works."""
+
 
 class Reaper:
     """Looks for dead workers, for ever: recovery is a loop, not a launch-time one-shot."""
 
-    def __init__(self, storage: Storage, emitter: Emitter, max_crashes: int) -> None:
+    def __init__(self, storage: Storage, emitter: Emitter, max_crashes: int, report: Report) -> None:
         self._storage = storage
         self._emitter = emitter
         self._max_crashes = max_crashes
+        self._report = report
 
     async def reap(self) -> None:
         """Take back once. Raises `StorageError`."""
@@ -44,13 +49,15 @@ class Reaper:
             announce(self._emitter, lease, outcome)
 
     async def run(self) -> None:
+        doing = "looking for dead workers and late jobs"
         while True:
             pause = REAP_EVERY_SECONDS
             try:
                 await self.reap()
                 await self.give_up_overdue()
+                self._report(doing, None)
             except DurableQError as error:
-                self._emitter.emit(StorageTrouble("looking for dead workers and late jobs", error))
+                self._report(doing, error)
                 pause = _AFTER_TROUBLE_SECONDS
             await asyncio.sleep(pause)
 
@@ -61,10 +68,10 @@ class Reaper:
 class Pruner:
     """Deletes finished jobs past their retention, a bounded number at a time."""
 
-    def __init__(self, storage: Storage, emitter: Emitter, clock: Clock, options: QueueOptions) -> None:
+    def __init__(self, storage: Storage, clock: Clock, options: QueueOptions, report: Report) -> None:
         self._storage = storage
-        self._emitter = emitter
         self._clock = clock
+        self._report = report
         self._retention: dict[JobState, timedelta | None] = {
             JobState.SUCCEEDED: options.retain_finished,
             JobState.CANCELLED: options.retain_finished,
@@ -95,6 +102,7 @@ class Pruner:
         while True:
             try:
                 await self.prune()
+                self._report("deleting old jobs", None)
             except DurableQError as error:
-                self._emitter.emit(StorageTrouble("deleting old jobs", error))
+                self._report("deleting old jobs", error)
             await asyncio.sleep(PRUNE_EVERY_SECONDS)

@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from durableq.clock import Clock
 from durableq.codec import encode_result
+from durableq.encryption import KeyRing
 from durableq.engine.decisions import storable
 from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES, Notebook
 from durableq.engine.runners import Slots
@@ -44,6 +45,7 @@ class RunningJob:
     """Implements `durableq.context.CurrentJob`. Made for every start, so it computes nothing before it is asked."""
 
     lease: Lease
+    """As claimed; with the arguments in clear once they are to be used."""
     definition: AnyTask
     slots: Slots
     _services: Services
@@ -145,17 +147,25 @@ class RunningJob:
                 f"expected at most {FOLLOW_UPS:,} follow-up jobs and {FOLLOW_UP_BYTES:,} bytes of arguments from one "
                 "job: they are stored in one transaction; add some that add the rest, or use 'await dq.add_tasks(...)'"
             )
-        self.add_job(job)
+        self._follow(job)
         return job
 
     def complete_within(self, transaction: Any, *, result: Any = None) -> Awaitable[None]:
         result_json, _ = encode_result(result, self._services.max_result_bytes)
         if self.settings.get("result_ttl") == 0:
             result_json = None
+        keys = self._services.maker.keys
+        if keys is not None and result_json is not None:
+            result_json = keys.seal(result_json, self.id, self.task, "result")
         self.completes_itself = True  # from here on it is the commit that counts, not what the task returns or raises
         return self._services.complete(transaction, self.lease, result_json, self.close())
 
     # -- for the engine ------------------------------------------------------------------------------------
+
+    def open_args(self, keys: KeyRing) -> None:
+        """Decrypt the arguments, for the task and all that hear of it later. Raises `CannotOpen`."""
+        lease = self.lease
+        self.lease = lease._replace(args_json=keys.open(lease.args_json, lease.id, lease.task, "args"))
 
     def close(self) -> tuple[Job[Any], ...]:
         """Take no more follow-up jobs, and return those that came."""
@@ -163,7 +173,10 @@ class RunningJob:
         return tuple(self._follow_ups or ())
 
     def add_job(self, job: Job[Any]) -> None:
-        """Take in a follow-up job, one that was made in a child process for instance."""
+        """Take in a follow-up job that was made in a child process, which may not have the keys."""
+        self._follow(self._services.maker.sealed(job))
+
+    def _follow(self, job: Job[Any]) -> None:
         if self._follow_ups is None:
             self._follow_ups = []
         self._follow_ups.append(job)

@@ -5,31 +5,23 @@ person may do follows from their role. Answers are never cached, and browsers ca
 site. The arguments of jobs are shown one job at a time only.
 """
 
+import asyncio
+import json
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, get_args
+from functools import partial
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Body, Depends, HTTPException, Path, Query, Request
 from fastapi.params import Depends as DependsMarker
-from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 from pydantic import AwareDatetime
-from starlette.datastructures import MutableHeaders
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
 
-from durableq.errors import (
-    ConfigurationError,
-    DurableQError,
-    InvalidArguments,
-    InvalidTask,
-    JobConflict,
-    JobNotFound,
-    OutcomeUnknown,
-    QueueNotRunning,
-    StorageError,
-)
+from durableq.errors import ConfigurationError, InvalidArguments, InvalidTask
+from durableq.fastapi.admin_answers import AdminRoute, answers, unavailable
+from durableq.fastapi.admin_answers import in_http_words as in_http_words
 from durableq.fastapi.admin_models import (
     EditedArguments,
     JobCounts,
@@ -37,23 +29,29 @@ from durableq.fastapi.admin_models import (
     JobList,
     JobSummary,
     Name,
-    ProblemAnswer,
     Retried,
     RetryMatching,
-    StateProblemAnswer,
 )
-from durableq.fastapi.background import RETRY_AFTER_SECONDS
-from durableq.models import JobFilter, JobState
+from durableq.models import Job, JobFilter, JobState
 from durableq.queue import DurableQ
+from durableq.redaction import (
+    RESULT,
+    PlaceholderSent,
+    Redactor,
+    cleaned,
+    is_secret_name,
+    one_line,
+    restored,
+    secret_arguments,
+)
 
 logger = logging.getLogger("durableq.fastapi")
 
 Role = Literal["read", "operate", "admin"]
 """``read`` looks; ``operate`` also retries and cancels; ``admin`` also edits arguments and deletes."""
 
-Answers = dict[int | str, dict[str, Any]]
 Allowed = Callable[..., Coroutine[Any, Any, "Principal"]]
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+T = TypeVar("T")
 
 _ROLES: Final[tuple[Role, ...]] = get_args(Role)
 _OWN_SITE: Final = frozenset({"same-origin", "none"})
@@ -63,19 +61,23 @@ _NAME_CHARACTERS: Final = 200
 _ESCAPED: Final = 4
 """How much longer than stored the same arguments may come in: spaces, and characters written as escapes."""
 _BODY_FLOOR: Final = 64 * 1024
+LOOK_SECONDS: Final = 2.0
+"""How long a search may take: what matches no index is looked for in every job there is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who makes a request, and what they may do: what an ``auth`` dependency of `admin_router` returns.
 
-    ``name`` is what the audit trail shows, at most 200 characters. Raises `ConfigurationError`.
+    ``name`` is what the audit trail shows, at most 200 characters; control characters are left out of it. Raises
+    `ConfigurationError`.
     """
 
     name: str
     role: Role = "admin"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", one_line(self.name))  # it may come from a header
         if not 1 <= len(self.name) <= _NAME_CHARACTERS:
             raise ConfigurationError(
                 f"expected a principal's name of 1 to {_NAME_CHARACTERS} characters, got {len(self.name)}"
@@ -154,8 +156,22 @@ def _at_least(role: Role, principal: Allowed) -> Allowed:
 async def _refuse_other_sites(request: Request) -> None:
     """Refuse a write that a page of another site makes a browser send along with this site's cookies."""
     sites = request.headers.getlist("sec-fetch-site")
-    if not _OWN_SITE.issuperset(sites):
+    if not (_OWN_SITE.issuperset(sites) if sites else _is_own_origin(request)):
         raise HTTPException(403, {"message": "requests that change something are not taken from other sites"})
+
+
+def _is_own_origin(request: Request) -> bool:
+    """What a browser says that is too old for ``Sec-Fetch-Site``. What is no browser says nothing, and is let in."""
+    origins = request.headers.getlist("origin")
+    host = request.headers.get("host", "")
+    return all(_host_of(origin) == host.lower() for origin in origins)
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 async def _require_json(request: Request) -> None:
@@ -207,12 +223,12 @@ async def _job_filter(
 def _add_looking(router: APIRouter, dq: DurableQ, reader: Allowed) -> None:
     allowed = [Depends(reader)]
 
-    @router.get("/counts", summary="Count jobs by state", dependencies=allowed, responses=_answers())
+    @router.get("/counts", summary="Count jobs by state", dependencies=allowed, responses=answers())
     async def count_jobs() -> JobCounts:
         """How many jobs are in each state."""
-        return JobCounts(**await dq.counts())
+        return JobCounts(**await _soon(dq.counts()))
 
-    @router.get("/jobs", summary="List jobs", dependencies=allowed, responses=_answers())
+    @router.get("/jobs", summary="List jobs", dependencies=allowed, responses=answers())
     async def list_jobs(
         where: Annotated[JobFilter, Depends(_job_filter)],
         cursor: Annotated[
@@ -221,26 +237,28 @@ def _add_looking(router: APIRouter, dq: DurableQ, reader: Allowed) -> None:
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> JobList:
         """Jobs that match every given filter, newest first, without their arguments."""
-        return JobList.of(await dq.list(where, cursor=cursor, limit=limit))
+        page = await _soon(dq.list(where, cursor=cursor, limit=limit))
+        return await asyncio.to_thread(JobList.of, page, partial(_redactor_of, dq))
 
-    @router.get("/jobs/{job_id}", summary="Show a job", dependencies=allowed, responses=_answers(404))
+    @router.get("/jobs/{job_id}", summary="Show a job", dependencies=allowed, responses=answers(404))
     async def show_job(job_id: JobId) -> JobDetail:
         """A job with its arguments, its result, the tries that failed, and what people did to it."""
         job = await dq.get(job_id)
-        return JobDetail.of(job, await dq.attempts(job_id), await dq.logs(job_id), await dq.audit_trail(job_id))
+        attempts, logs, audit = await dq.attempts(job_id), await dq.logs(job_id), await dq.audit_trail(job_id)
+        return await asyncio.to_thread(JobDetail.of, job, attempts, logs, audit, partial(_redactor_of, dq))
 
 
 def _add_operating(router: APIRouter, dq: DurableQ, operator: Allowed) -> None:
-    @router.post("/jobs/{job_id}/retry", summary="Retry a job", dependencies=_WRITE, responses=_answers(404, 409, 500))
+    @router.post("/jobs/{job_id}/retry", summary="Retry a job", dependencies=_WRITE, responses=answers(404, 409, 500))
     async def retry_job(job_id: JobId, who: Annotated[Principal, Depends(operator)]) -> JobSummary:
         """Queue a dead or cancelled job as new, its history kept. A scheduled job runs now."""
-        return JobSummary.model_validate(await dq.retry(job_id, who=who.name))
+        return _summary(dq, await dq.retry(job_id, who=who.name))
 
     @router.post(
         "/retry",
         summary="Retry the dead jobs that match",
         dependencies=_WRITE_WITH_BODY,
-        responses=_answers(413, 415, 500),
+        responses=answers(413, 415, 500),
     )
     async def retry_matching_jobs(
         where: Annotated[RetryMatching, Body()], who: Annotated[Principal, Depends(operator)]
@@ -249,12 +267,10 @@ def _add_operating(router: APIRouter, dq: DurableQ, operator: Allowed) -> None:
         retried = await dq.retry_matching(where.as_filter(), limit=where.limit, who=who.name)
         return Retried(retried=retried)
 
-    @router.post(
-        "/jobs/{job_id}/cancel", summary="Cancel a job", dependencies=_WRITE, responses=_answers(404, 409, 500)
-    )
+    @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", dependencies=_WRITE, responses=answers(404, 409, 500))
     async def cancel_job(job_id: JobId, who: Annotated[Principal, Depends(operator)]) -> JobSummary:
         """End a job that waits; ask for the end of one that runs, which may take it a moment."""
-        return JobSummary.model_validate(await dq.cancel(job_id, who=who.name))
+        return _summary(dq, await dq.cancel(job_id, who=who.name))
 
 
 def _add_mending(router: APIRouter, dq: DurableQ, administrator: Allowed) -> None:
@@ -262,123 +278,91 @@ def _add_mending(router: APIRouter, dq: DurableQ, administrator: Allowed) -> Non
         "/jobs/{job_id}/edit",
         summary="Edit the arguments of a job and retry it",
         dependencies=_WRITE_WITH_BODY,
-        responses=_answers(404, 409, 413, 415, 500),
+        responses=answers(404, 409, 413, 415, 500),
     )
     async def edit_job(
         job_id: JobId, edited: Annotated[EditedArguments, Body()], who: Annotated[Principal, Depends(administrator)]
     ) -> JobSummary:
-        """Queue a dead or cancelled job as new with other arguments, checked against the task's signature."""
+        """Queue a dead or cancelled job as new with other arguments, checked against the task's signature.
+
+        A hidden value that comes back as it was shown stays what it is.
+        """
+        job = await dq.get(job_id)
         try:
-            return JobSummary.model_validate(await dq.retry(job_id, args=edited.args, who=who.name))
+            args = _as_stored(edited.args, job, _redactor_of(dq, job))
+            return _summary(dq, await dq.retry(job_id, args=args, who=who.name))
+        except PlaceholderSent as error:
+            raise _refused(error.argument, str(error)) from None
+        except InvalidArguments as error:
+            raise _refused(error.argument, _what_is_wrong(error, _redactor_of(dq, job, edited.args))) from None
         except (ConfigurationError, InvalidTask) as error:  # this app does not offer the task
-            raise HTTPException(409, {"message": str(error)}) from error
+            raise HTTPException(409, {"message": cleaned(str(error))}) from error
 
     @router.delete(
         "/jobs/{job_id}",
         summary="Delete a job",
         status_code=204,
         dependencies=_WRITE,
-        responses=_answers(404, 409, 500),
+        responses=answers(404, 409, 500),
     )
     async def delete_job(job_id: JobId, who: Annotated[Principal, Depends(administrator)]) -> None:
         """Remove a finished job and its history. The audit trail stays in the database."""
         await dq.delete(job_id, who=who.name)
 
 
-# -- answers -------------------------------------------------------------------------------------------------
-
-_ALWAYS: Final = (401, 403, 503)
-_ANSWERS: Final[Answers] = {
-    401: {"description": "Not authenticated, where the application says so"},
-    403: {"description": "The role does not allow it, or the request comes from another site", "model": ProblemAnswer},
-    404: {"description": "No such job is stored", "model": ProblemAnswer},
-    409: {"description": "The job's state, or this application, does not allow it", "model": StateProblemAnswer},
-    413: {"description": "The body is too large", "model": ProblemAnswer},
-    415: {"description": "The body is not declared as JSON", "model": ProblemAnswer},
-    500: {"description": "It may or may not have been done", "model": ProblemAnswer},
-    503: {
-        "description": "The queue, or its storage, is not available",
-        "model": ProblemAnswer,
-        "headers": {"Retry-After": {"description": "Seconds", "schema": {"type": "string"}}},
-    },
-}
+async def _soon(looking: Awaitable[T]) -> T:
+    """Wait for what may have to look at every job, but not for ever."""
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            return await looking
+    except TimeoutError as error:
+        raise unavailable(f"it took longer than {LOOK_SECONDS:g} s; narrow it down with filters", error) from None
 
 
-def _answers(*statuses: int) -> Answers:
-    """The answers of a route beside its success, for its documentation. FastAPI itself documents 422."""
-    return {status: _ANSWERS[status] for status in sorted({*_ALWAYS, *statuses})}
-
-
-def in_http_words(error: DurableQError) -> HTTPException | None:
-    """Return what HTTP says for an error, or None for one that is a defect of the application."""
-    detail: Any = {"message": str(error)}
-    match error:
-        case JobNotFound():
-            return HTTPException(404, detail)
-        case JobConflict():
-            return HTTPException(409, detail | {"state": error.state})
-        case InvalidArguments():
-            # The shape of FastAPI's own 422, so that clients read one.
-            location = ["body", "args", *filter(None, (error.argument,))]
-            return HTTPException(422, [{"type": "invalid_arguments", "loc": location, "msg": str(error)}])
-        case OutcomeUnknown():
-            logger.error("an admin request may or may not have been done: %s", error)
-            return HTTPException(500, {"message": f"it may or may not have been done, look before you repeat: {error}"})
-        case QueueNotRunning() | StorageError():
-            logger.error("an admin request failed: %s", error)
-            return HTTPException(503, detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
-    return None
-
-
-class _AdminRoute(APIRoute):
-    """What holds for every admin route, whatever answers in the end: the handler, ``auth``, or FastAPI."""
-
-    body_limit: int
-
-    def get_route_handler(self) -> Handler:
-        handle = super().get_route_handler()
-
-        async def handle_in_http_words(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except DurableQError as error:
-                answer = in_http_words(error)
-                if answer is None:
-                    raise
-                raise answer from error
-
-        return handle_in_http_words
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await super().handle(scope, _at_most(self.body_limit, receive), _uncached(send))
-
-
-def _route_class(dq: DurableQ) -> type[_AdminRoute]:
-    class AdminRoute(_AdminRoute):
+def _route_class(dq: DurableQ) -> type[AdminRoute]:
+    class RouteOfThisQueue(AdminRoute):
         body_limit = _BODY_FLOOR + _ESCAPED * dq.settings.max_payload_bytes
 
-    return AdminRoute
+    return RouteOfThisQueue
 
 
-def _at_most(limit: int, receive: Receive) -> Receive:
-    """Stop reading a body at ``limit`` bytes: FastAPI reads it whole before it asks ``auth``."""
-    received = 0
-
-    async def receive_at_most() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > limit:
-            raise HTTPException(413, {"message": f"expected at most {limit:,} bytes"})
-        return message
-
-    return receive_at_most
+# -- what is shown -------------------------------------------------------------------------------------------
 
 
-def _uncached(send: Send) -> Send:
-    async def send_uncached(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["Cache-Control"] = "no-store"
-        await send(message)
+def _redactor_of(dq: DurableQ, job: Job[Any], *other_arguments: Any) -> Redactor:
+    """Return what hides a job's secrets: those of its arguments, and of what they were or shall be."""
+    arguments = (_arguments_of(job), *other_arguments)
+    task = dq.find_task(job.task)
+    if task is not None:
+        return Redactor.of(secret_arguments(task.function), *arguments)
+    # Nobody here knows which of its arguments the task calls secret.
+    return Redactor.of({name for one in arguments if isinstance(one, dict) for name in one} | {RESULT}, *arguments)
 
-    return send_uncached
+
+def _arguments_of(job: Job[Any]) -> Any:
+    try:
+        return json.loads(job.args_json)
+    except (ValueError, RecursionError):  # damaged
+        return {}
+
+
+def _summary(dq: DurableQ, job: Job[Any]) -> JobSummary:
+    return JobSummary.shown(job, _redactor_of(dq, job))
+
+
+def _as_stored(edited: dict[str, Any], job: Job[Any], redactor: Redactor) -> dict[str, Any]:
+    stored = _arguments_of(job)
+    return restored(edited, redactor.arguments(stored), stored) if isinstance(stored, dict) else edited
+
+
+def _refused(argument: str | None, message: str) -> HTTPException:
+    # The shape of FastAPI's own 422, so that clients read one.
+    location = ["body", "args", *filter(None, (argument,))]
+    return HTTPException(422, [{"type": "invalid_arguments", "loc": location, "msg": cleaned(message)}])
+
+
+def _what_is_wrong(error: InvalidArguments, redactor: Redactor) -> str:
+    argument = error.argument or ""
+    if argument in redactor.names or is_secret_name(argument):  # the error shows what came
+        return f"argument {argument!r} is not what the task's signature asks for; it is a secret, so no more is said"
+    return redactor.text(str(error))

@@ -1,14 +1,24 @@
-"""What the admin routes take and give, as pydantic models: the documented shape of every request and response."""
+"""What the admin routes take and give, as pydantic models: the documented shape of every request and response.
+
+What goes out has gone through a `Redactor`: no model is made of a job without one.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, NoReturn, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, LogLine, Page
+from durableq.redaction import HIDDEN, Redactor, one_line
 
+RedactorOf = Callable[..., Redactor]
+"""(job, other arguments it has had...): what hides the secrets of a job."""
+
+ENTRIES: Final = 200
+"""So many of a job's attempts, and of its audit entries, are shown: the latest."""
+LINES: Final = 1_000
 RETRY_LIMIT: Final = 1_000
 """Most jobs that one request may retry: they share one transaction."""
 
@@ -101,6 +111,10 @@ class JobSummary(_Record):
     cancel_requested: bool = Field(description="It runs, and somebody has asked for its end.")
     error: ErrorSummary | None
 
+    @classmethod
+    def shown(cls, job: Job[Any], redactor: Redactor) -> "JobSummary":
+        return cls(**_summary(job, redactor))
+
 
 class JobList(_Record):
     """Jobs, newest first."""
@@ -109,8 +123,9 @@ class JobList(_Record):
     next_cursor: int | None = Field(description="Give it as `cursor` for the next page; null at the end.")
 
     @classmethod
-    def of(cls, page: Page) -> Self:
-        return cls.model_validate(page)
+    def of(cls, page: Page, redactor_of: RedactorOf) -> Self:
+        jobs = [JobSummary.shown(job, redactor_of(job)) for job in page.jobs]
+        return cls(jobs=jobs, next_cursor=page.next_cursor)
 
 
 class AttemptRecord(_Record):
@@ -145,29 +160,42 @@ class AuditRecord(_Record):
 class JobDetail(JobSummary):
     """Everything that is known about a job."""
 
-    args: dict[str, Any] | None = Field(description="The arguments by name; null when the stored text is damaged.")
+    args: dict[str, Any] | None = Field(
+        description="The arguments by name; null when the stored text is damaged. Secrets are hidden, and as long as "
+        "this application does not know the task, every argument is one."
+    )
     args_text: str | None = Field(description="The stored text of damaged arguments; else null.")
     result: Any = Field(description="What the task returned; null until it succeeded.")
     headers: dict[str, str] = Field(description="What rides along beside the arguments.")
-    attempts: list[AttemptRecord] = Field(description="The tries that did not succeed, oldest first.")
-    logs: list[LogRecord] = Field(description="What it logged while it ran, oldest first.")
-    audit: list[AuditRecord] = Field(description="What people did to it, oldest first.")
+    attempts: list[AttemptRecord] = Field(description=f"The latest {ENTRIES} tries that did not succeed, oldest first.")
+    logs: list[LogRecord] = Field(description=f"The latest {LINES:,} lines that it logged, oldest first.")
+    audit: list[AuditRecord] = Field(description=f"The latest {ENTRIES} things that people did to it, oldest first.")
 
     @classmethod
     def of(
-        cls, job: Job[Any], attempts: Sequence[Attempt], logs: Sequence[LogLine], audit: Sequence[AuditEntry]
+        cls,
+        job: Job[Any],
+        attempts: Sequence[Attempt],
+        logs: Sequence[LogLine],
+        audit: Sequence[AuditEntry],
+        redactor_of: RedactorOf,
     ) -> Self:
         args = _read(job.args_json)
         is_damaged = not isinstance(args, dict)
+        before = [entry.detail.get(which) for entry in audit for which in ("args_before", "args_after")]
+        redactor = redactor_of(job, *before)
         return cls(
-            **JobSummary.model_validate(job).model_dump(),
-            args=None if is_damaged else args,
-            args_text=job.args_json if is_damaged else None,
-            result=None if job.result_json is None else _read(job.result_json),
-            headers=dict(job.headers),
-            attempts=[AttemptRecord.model_validate(attempt) for attempt in attempts],
-            logs=[LogRecord.model_validate(line) for line in logs],
-            audit=[AuditRecord.model_validate(entry) for entry in audit],
+            **_summary(job, redactor),
+            args=None if is_damaged else redactor.arguments(args),
+            args_text=_damaged(job.args_json, redactor) if is_damaged else None,
+            result=None if job.result_json is None else redactor.result(_read(job.result_json)),
+            headers=redactor.value(dict(job.headers)),
+            attempts=[_attempt(attempt, redactor) for attempt in attempts[-ENTRIES:]],
+            logs=[
+                LogRecord(lease_no=line.lease_no, at=line.at, message=redactor.text(line.message))
+                for line in logs[-LINES:]
+            ],
+            audit=[_audited(entry, redactor) for entry in audit[-ENTRIES:]],
         )
 
 
@@ -181,6 +209,7 @@ class Problem(BaseModel):
     """What went wrong, in plain words."""
 
     message: str
+    id: str | None = Field(None, description="With a 5xx: the log says more under this id.")
 
 
 class StateProblem(Problem):
@@ -197,9 +226,49 @@ class StateProblemAnswer(BaseModel):
     detail: StateProblem
 
 
+def _summary(job: Job[Any], redactor: Redactor) -> dict[str, Any]:
+    """The fields of a `JobSummary`: texts that user code wrote go through the redactor."""
+    fields: dict[str, Any] = {name: getattr(job, name) for name in JobSummary.model_fields}
+    if job.error is not None:
+        fields["error"] = ErrorSummary(type=job.error.type, message=redactor.text(job.error.message))
+    if job.progress is not None:
+        done, total, message = job.progress
+        shown = None if message is None else redactor.text(message)
+        fields["progress"] = ProgressRecord(done=done, total=total, message=shown)
+    return fields | {"tags": list(job.tags)}
+
+
+def _attempt(attempt: Attempt, redactor: Redactor) -> AttemptRecord:
+    record = AttemptRecord.model_validate(attempt)
+    texts = {name: redactor.text(getattr(attempt, name)) for name in ("error_message", "traceback")}
+    return record.model_copy(update=texts)
+
+
+def _audited(entry: AuditEntry, redactor: Redactor) -> AuditRecord:
+    detail = {name: _audited_value(name, value, redactor) for name, value in entry.detail.items()}
+    return AuditRecord(at=entry.at, who=one_line(entry.who), action=entry.action, detail=detail)
+
+
+def _audited_value(name: str, value: Any, redactor: Redactor) -> Any:
+    if name not in ("args_before", "args_after"):
+        return redactor.value(value)
+    return redactor.arguments(value) if isinstance(value, dict) else _damaged(str(value), redactor)
+
+
+def _damaged(text: str, redactor: Redactor) -> str:
+    """In a damaged text nobody can say where a declared secret begins and ends."""
+    return HIDDEN if redactor.names else redactor.text(text)
+
+
 def _read(text: str) -> Any:
     """Return a stored JSON value, or None for damaged text: a dead letter must be readable because it is damaged."""
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # damage may leave what cannot be sent
+    except (ValueError, RecursionError):
         return None
+    return value
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

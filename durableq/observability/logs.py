@@ -1,6 +1,11 @@
-"""Log lines for events: searchable sentences with fields, under the logger ``durableq``."""
+"""Log lines for events: searchable sentences with fields, under the logger ``durableq``.
+
+Whatever durableq logs, here or elsewhere, passes `Guard`: no secrets, no terminal escapes, and nothing that a task or
+a stored name says can look like a log line of its own.
+"""
 
 import logging
+import traceback
 from typing import Final
 
 from durableq.events import (
@@ -22,12 +27,56 @@ from durableq.events import (
     WorkerStopped,
 )
 from durableq.models import Lease
+from durableq.redaction import cleaned, redacted_text
 
 logger: Final = logging.getLogger("durableq")
+
+_LOGGERS: Final = ("durableq", "durableq.fastapi", "durableq.storage")
+_CONTINUED: Final = "\n  | "
+
+
+class Guard(logging.Filter):
+    """Makes log records fit to be shown: what is filled into a message, and the traceback that comes with it.
+
+    Continuation lines are indented, so that none can pass for a record. A handler that formats tracebacks itself, an
+    error tracker for instance, sees the exception as it is.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(one if isinstance(one, int | float) else _Shown(one) for one in record.args)
+        if record.exc_info and not record.exc_text:
+            trace = "".join(traceback.format_exception(record.exc_info[1]))
+            record.exc_text = f"  | {_shown(trace)}"
+        return True
+
+
+class _Shown:
+    """Stands for a value in a log message. The message itself is ours, and stays as it is."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return _shown(str(self._value))
+
+    def __repr__(self) -> str:
+        return _shown(repr(self._value))
+
+
+_GUARD: Final = Guard()
+
+
+def _shown(text: str) -> str:
+    return redacted_text(cleaned(text)).rstrip("\n").replace("\n", _CONTINUED)
 
 
 def log_events(emitter: Emitter) -> None:
     """Log what an operator wants to read. A job that simply succeeds is not news."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_GUARD)  # there once, however often it is added
     emitter.subscribe(JobRetried, _job_retried)
     emitter.subscribe(JobDied, _job_died)
     emitter.subscribe(JobCancelled, _job_cancelled)
@@ -52,7 +101,7 @@ def _job_retried(event: JobRetried) -> None:
 
 
 def _job_died(event: JobDied) -> None:
-    logger.error("job is dead: %s error=%s\n%s", _fields(event.lease), event.failure.type, event.failure.traceback)
+    logger.error("job is dead: %s error=%s\n  | %s", _fields(event.lease), event.failure.type, event.failure.traceback)
 
 
 def _job_cancelled(event: JobCancelled) -> None:

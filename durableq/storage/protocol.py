@@ -6,10 +6,12 @@ Each write that ends or prolongs a lease is fenced by ``lease_no`` and reports w
 
 import asyncio
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from durableq.encryption import Payloads, Rewrite
 from durableq.errors import DurableQError
 from durableq.models import (
     Attempt,
@@ -73,6 +75,25 @@ class Exchanged(NamedTuple):
     leases: list[Lease]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageCondition:
+    """What can be told of a storage without asking the database."""
+
+    software: str
+    """The database software and its version: ``SQLite 3.51.3``."""
+    has_known_bug: bool
+    """Whether this version can damage a file; for SQLite, whether it has the WAL-reset bug."""
+    durability: str
+    is_shared: bool
+    """Whether other processes work on the database, as of the latest look."""
+    database_bytes: int | None
+    """Size of the file; None when it is not there."""
+    log_bytes: int
+    """Size of the write-ahead log."""
+    log_bytes_alarm: int
+    """From this size on, something keeps the log from being taken in."""
+
+
 class Storage(Protocol):
     """One queue's access to its database, bound to the event loop that opened it."""
 
@@ -89,6 +110,17 @@ class Storage(Protocol):
     @property
     def trouble(self) -> DurableQError | None:
         """What made the storage unusable while running, or None."""
+        ...
+
+    def condition(self) -> StorageCondition:
+        """Tell what is known without a query. Never raises; may be asked from any thread."""
+        ...
+
+    async def longest_wait(self) -> float | None:
+        """Seconds since a job came due that is the next of its queue and task, at most; None: no job is queued.
+
+        Looks at one job for each queue and task, however many wait, and at a thousand of them at most.
+        """
         ...
 
     async def register(self, wake_up: WakeUp | None, cancel: Cancel | None = None) -> int:
@@ -212,6 +244,19 @@ class Storage(Protocol):
 
     async def delete(self, job_id: str, *, who: str) -> None:
         """Remove a finished job and its history. The audit entry stays."""
+        ...
+
+    # -- encrypted payloads --------------------------------------------------------------------------------
+
+    async def payloads(self, prefix: str, *, after: int, limit: int) -> list[Payloads]:
+        """The next jobs above ``seq`` ``after``, oldest first, without values that begin with ``prefix``.
+
+        At most ``limit``, and some megabytes or one job; none at the end.
+        """
+        ...
+
+    async def rewrite(self, args: Sequence[Rewrite], results: Sequence[Rewrite]) -> tuple[int, int]:
+        """Replace arguments and results that are still the same; return how many of each."""
         ...
 
     # -- in a transaction of the application ---------------------------------------------------------------

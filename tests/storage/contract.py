@@ -53,6 +53,8 @@ class Adding:
         assert await storage.get(good.id) is None
         assert await claim(storage) == []
 
+    @pytest.mark.fault("F49")
+    @pytest.mark.foreign_bug(54)
     async def test_a_cancelled_add_is_stored_whole_or_not_at_all(self, backend: Backend, storage: Storage) -> None:
         batches = [[backend.job() for _ in range(3)] for _ in range(60)]
         for number, batch in enumerate(batches):
@@ -124,6 +126,8 @@ class Claiming:
         leases = (await storage.exchange([], ClaimRequest(("default",), lanes))).leases
         assert sorted(lease.task for lease in leases) == ["loop:a"] * 3 + ["loop:b"] + ["thread:c"] * 2
 
+    @pytest.mark.fault("F3")
+    @pytest.mark.foreign_bug(10, 45)
     async def test_a_claim_counts_the_start_before_anything_runs(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:
@@ -136,10 +140,12 @@ class Claiming:
         running = await stored(storage, job.id)
         assert (running.state, running.attempt, running.started_at) == (JobState.RUNNING, 1, clock.now)
 
+    @pytest.mark.foreign_bug(34)
     async def test_what_is_claimed_is_not_claimed_again(self, backend: Backend, storage: Storage) -> None:
         await backend.claimed(storage, 3)
         assert await claim(storage) == []
 
+    @pytest.mark.foreign_bug(30)
     async def test_two_workers_never_get_the_same_job(self, backend: Backend, storage: Storage) -> None:
         jobs = await backend.added(storage, 200)
         other = await backend.worker()
@@ -147,6 +153,8 @@ class Claiming:
         taken = [lease.id for leases in await asyncio.gather(*claims) for lease in leases]
         assert sorted(taken) == sorted(job.id for job in jobs)
 
+    @pytest.mark.fault("F51", "R7")
+    @pytest.mark.foreign_bug(107)
     async def test_a_job_that_crashed_a_process_is_taken_only_as_a_suspect(
         self, backend: Backend, storage: Storage
     ) -> None:
@@ -173,6 +181,7 @@ class Claiming:
         clock.advance(0.001)
         await eventually(lambda: _takes_exactly(storage, [job.id]))
 
+    @pytest.mark.fault("F50")
     async def test_due_jobs_are_made_ready_however_many(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:
@@ -271,6 +280,8 @@ class Settling:
         [job] = await backend.finished(storage, DONE)
         assert await storage.attempts(job.id) == []
 
+    @pytest.mark.fault("F10")
+    @pytest.mark.foreign_bug(31)
     @pytest.mark.parametrize("late", [DONE, DEAD, Retried(BOOM, None), Released()])
     async def test_a_lease_of_an_earlier_claim_settles_nothing(
         self, backend: Backend, storage: Storage, late: Outcome

@@ -4,6 +4,7 @@ from tests.storage import (
     contract,
     contract_by_hand,
     contract_cancelling,
+    contract_encryption,
     contract_idempotency,
     contract_leases,
     contract_notes,
@@ -87,3 +88,9 @@ class TestFinishedAmong(contract_watching.FinishedAmong): ...
 
 
 class TestWatching(contract_watching.Watching): ...
+
+
+class TestPayloads(contract_encryption.Payloads): ...
+
+
+class TestRewriting(contract_encryption.Rewriting): ...

@@ -238,10 +238,7 @@ class FileGuard:
             )
 
     def wal_bytes(self) -> int:
-        try:
-            return self._location.wal.stat().st_size
-        except OSError:
-            return 0
+        return size_of(self._location.wal) or 0
 
     def _look(self) -> tuple[int, ...] | None:
         try:
@@ -249,6 +246,14 @@ class FileGuard:
         except OSError:
             return None
         return database.st_dev, database.st_ino, wal.st_dev, wal.st_ino
+
+
+def size_of(path: Path) -> int | None:
+    """Return a file's size in bytes; None when it cannot be told."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def primary_code(error: sqlite3.Error) -> int:

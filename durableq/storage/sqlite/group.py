@@ -2,7 +2,8 @@
 
 The common way is *batched*: one statement for all inserts of the group, one for a worker's settles, two for its
 claim. If anything is out of the ordinary, the whole group is rolled back and run *carefully*: each operation in a
-savepoint of its own, so that a bad one hurts only itself.
+savepoint of its own, so that a bad one hurts only itself. Except a write that changes other rows than those chosen
+for it: that rolls back the whole group, and stops the queue.
 """
 
 import json
@@ -12,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from durableq.clock import from_datetime
-from durableq.errors import JobConflict
+from durableq.errors import InvariantBroken, JobConflict
 from durableq.models import Job, JobState
 from durableq.storage.protocol import Conflicts
 from durableq.storage.sqlite.insertion import Batch, batch_of, carry_out, insertion, joined
 from durableq.storage.sqlite.replies import LoopCalls, NoReply, Reply
-from durableq.storage.sqlite.settling import Settlement, settle
+from durableq.storage.sqlite.settling import Settlement, check_settled, exactly, numbers_in, settle
 from durableq.storage.sqlite.statements import SQL, choose_statement
 
 HEAVY: Final = 5_000
@@ -268,6 +269,8 @@ class GroupRunner:
         own = Effects()
         try:
             answer = self._alone(connection, operation, own)
+        except InvariantBroken:
+            raise  # nothing of this transaction may be committed
         except Exception as error:
             if not connection.in_transaction:
                 raise  # SQLite rolled everything back: there is no savepoint to return to
@@ -298,7 +301,10 @@ class GroupRunner:
             plain = joined(batch.plain for batch in batches)
             special = joined(batch.special for batch in batches)
             claims = [claim for batch in batches for claim in batch.claims]
+        changes = connection.total_changes
         conflicts = carry_out(connection, insertion(plain, special, claims, refuses=refuses))
+        if connection.total_changes - changes < sum(operation.count for operation in inserts):
+            _find_all(connection, inserts, conflicts)
         effects.written_bytes += len(plain) + len(special)
         for operation in inserts:
             if not operation.queues <= self.known_queues or not operation.tasks <= self.known_tasks:
@@ -344,10 +350,10 @@ class GroupRunner:
         if careful:
             text = connection.execute(SQL["lost_leases"], {"outcomes": operation.settlement.outcomes}).fetchone()[0]
             lost = json.loads(text)
-        now = self._wall()
-        written = settle(connection, operation.settlement, now)
-        if written.held + len(lost) != operation.settlement.count:
-            raise Irregular("some leases no longer hold" if not careful else "the settle count does not add up")
+        written = settle(connection, operation.settlement, self._wall())
+        if not careful and written.held < operation.settlement.count:
+            raise Irregular("some leases no longer hold")
+        check_settled(operation.settlement, written, lost)
         effects.finished |= written.cancelled > 0
         follow_ups = [job for seq, jobs in operation.settlement.follow_ups if seq not in lost for job in jobs]
         if follow_ups:  # after the settle, which gives unique keys back. What is there stands: nobody is left to mind
@@ -368,10 +374,26 @@ class GroupRunner:
         choose = choose_statement(len(operation.lanes), operation.suspect_tasks is not None)
         seqs, leases, with_settings = connection.execute(choose, values).fetchone()
         if seqs != "[]":
-            connection.execute(SQL["take"], {"seqs": seqs, "worker_id": operation.worker_id, "now": self._wall()})
+            values = {"seqs": seqs, "worker_id": operation.worker_id, "now": self._wall()}
+            exactly(connection.execute(SQL["take"], values).rowcount, numbers_in(seqs), "claiming the chosen jobs")
         if with_settings:
-            connection.execute(SQL["note_start"], {"seqs": seqs})
+            noted = connection.execute(SQL["note_start"], {"seqs": seqs}).rowcount
+            exactly(noted, with_settings, "noting the start of jobs with limits")
         return str(leases)
+
+
+def _find_all(connection: sqlite3.Connection, inserts: Sequence[Insert], conflicts: Conflicts) -> None:
+    """Look for every single job, when fewer were stored than came: a replay finds them there. Raises when not."""
+    jobs = [job.id for operation in inserts for addition in operation.additions for job in addition.jobs]
+    ids = json.dumps([job_id for job_id in jobs if job_id not in conflicts])
+    missing = connection.execute(_MISSING, {"ids": ids}).fetchone()[0]
+    if missing:
+        raise InvariantBroken("storing jobs", expected=f"all {len(jobs)} to be there", found=f"{missing} missing")
+
+
+_MISSING: Final = """
+SELECT count(*) FROM json_each(:ids) WHERE NOT EXISTS (SELECT 1 FROM durableq_jobs WHERE id = value)
+"""
 
 
 def without_claims(group: Iterable[Operation]) -> list[Operation]:

@@ -7,7 +7,7 @@ connection, and on a connection of the application, sync or async.
 import json
 import sqlite3
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -92,7 +92,7 @@ def _unique_conflicts(claims: Sequence[Claim], refuses: bool) -> Plan[Conflicts]
             raise DuplicateJob(holder, wanted[job_id].key)
     # By holder, in the order of adding: of several that replace the same job, the last one counts.
     replacements = {
-        conflicts[job_id]: rows.special_row(one.job)
+        conflicts[job_id]: rows.special_row(_moved(one.job, conflicts[job_id]))
         for job_id, one in wanted.items()
         if job_id in conflicts and one.on_conflict == "replace"
     }
@@ -104,19 +104,26 @@ def _unique_conflicts(claims: Sequence[Claim], refuses: bool) -> Plan[Conflicts]
 
 def _repeated(claims: Sequence[Claim], refuses: bool) -> Plan[Conflicts]:
     """Look at every single one: jobs of one key have one id, but they need not have the same arguments."""
-    keyed = [
-        (one.job.id, one.job.args_json, from_datetime(one.job.created_at))
-        for one in claims
-        if one.job.extras.is_idempotent
-    ]
-    if not keyed:
+    jobs = [one.job for one in claims if one.job.extras.is_idempotent]
+    if not jobs:
         return {}
+    keyed = [(job.id, job.args_json, from_datetime(job.created_at)) for job in jobs]
     found = yield SQL["repeated_jobs"], {"keyed": to_json(keyed).decode()}
     repeated = json.loads(found[0][0])
-    for job_id, is_same in repeated:
-        if refuses and not is_same:
+    for job_id, number, other_args in repeated:
+        if refuses and other_args is not None and not _is_same(jobs[number], other_args):
             raise IdempotencyConflict(job_id)
-    return {job_id: job_id for job_id, _ in repeated}
+    return {job_id: job_id for job_id, _, _ in repeated}
+
+
+def _moved(job: Job[Any], holder: str) -> Job[Any]:
+    """The job whose arguments another row shall take over."""
+    return replace(job, args_json=job.extras.moved_args(job.args_json, job.task, job.id, holder))
+
+
+def _is_same(job: Job[Any], stored: str) -> bool:
+    """Whether arguments that are stored otherwise are the same: in clear, or encrypted with another key."""
+    return job.extras.moved_args(stored, job.task, job.id, job.id) == job.args_json
 
 
 def naming(jobs: Sequence[Job[Any]], schema_of: Callable[[str], str | None]) -> Plan[None]:

@@ -6,12 +6,12 @@ that was not itself held up: after any outage longer than a lease, everybody's l
 """
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from durableq.clock import SECOND, Clock
-from durableq.errors import StorageUnusable
+from durableq.errors import InvariantBroken, StorageUnusable
 from durableq.models import Lease, LeaseKey, Outcome, Reaped, Released
 from durableq.storage.protocol import Decide
 from durableq.storage.sqlite import host, rows, settling
@@ -20,6 +20,7 @@ from durableq.storage.sqlite.statements import SQL
 PROCESS_DIED: Final = "the worker's process died"
 LEASE_EXPIRED: Final = "the worker's lease expired: it hung, or was stopped"
 HOST_REBOOTED: Final = "the host was restarted"
+LEASES_REMEMBERED: Final = 5_000
 
 
 @dataclass(slots=True)
@@ -48,6 +49,42 @@ class Watch(NamedTuple):
 
     looked_at: int | None = None
     trusts_expiry_from: int = 0
+    living: frozenset[int] = frozenset()
+    """The others that were found alive."""
+
+
+class LeaseNumbers:
+    """The leases that this process was given lately: none of them is ever given again. Lives on the event loop.
+
+    It remembers at least the latest `LEASES_REMEMBERED`, and at most twice as many. Most jobs are claimed once, so it
+    asks for all leases of a claim together whether anything is known of them.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[int, tuple[int, str]] = {}
+        """By ``seq``: ``lease_no`` and ``id``."""
+        self._earlier: dict[int, tuple[int, str]] = {}
+
+    def check(self, leases: Sequence[Lease]) -> None:
+        """Remember new leases. Raises `InvariantBroken` for one that is not newer than what was given before it."""
+        new = {lease[0]: (lease[1], lease[2]) for lease in leases}
+        if len(new) < len(leases):
+            raise InvariantBroken("claiming jobs", expected="each of them once", found="one of them twice")
+        if not (self._latest.keys().isdisjoint(new) and self._earlier.keys().isdisjoint(new)):
+            self._check_again(new)
+        self._latest.update(new)
+        if len(self._latest) >= LEASES_REMEMBERED:
+            self._latest, self._earlier = {}, self._latest
+
+    def _check_again(self, new: Mapping[int, tuple[int, str]]) -> None:
+        for seq, (lease_no, job_id) in new.items():
+            before = self._latest.get(seq) or self._earlier.get(seq)
+            if before is not None and (lease_no <= before[0] or job_id != before[1]):
+                raise InvariantBroken(
+                    f"claiming job {job_id}",
+                    expected=f"a lease of job {before[1]} with a number above {before[0]}",
+                    found=f"one of job {job_id} with number {lease_no}",
+                )
 
 
 class Liveness:
@@ -124,20 +161,24 @@ class Liveness:
             watch = watch._replace(trusts_expiry_from=now + self._heartbeat)
         if self.worker_id is not None:  # renew before judging others
             connection.execute(SQL["renew_worker"], {"worker_id": self.worker_id, "expires_at": now + self._lease})
-        dead = self._dead_workers(connection, now, may_judge=now >= watch.trusts_expiry_from)
+        living, dead = self._living_and_dead(connection, now, may_judge=now >= watch.trusts_expiry_from)
         reaped = [self._bury(connection, worker_id, reason, decide) for worker_id, reason in dead]
-        return reaped, watch._replace(looked_at=now)
+        return reaped, watch._replace(looked_at=now, living=living)
 
-    def _dead_workers(self, connection: sqlite3.Connection, now: int, *, may_judge: bool) -> list[tuple[int, str]]:
-        dead = []
+    def _living_and_dead(
+        self, connection: sqlite3.Connection, now: int, *, may_judge: bool
+    ) -> tuple[frozenset[int], list[tuple[int, str]]]:
+        living, dead = set(), []
         for worker_id, _, boot_id, expires_at in connection.execute(SQL["list_workers"]).fetchall():
             if worker_id == self.worker_id:
                 continue
             reason = self._why_dead(worker_id, boot_id, expires_at, now, may_judge=may_judge)
             if reason is not None:
                 dead.append((worker_id, reason))
+            elif boot_id == self._clock.boot_id():  # else it is being watched, and most likely gone with its kernel
+                living.add(worker_id)
         strays = connection.execute(SQL["strays"]).fetchall()
-        return dead + [(worker_id, PROCESS_DIED) for (worker_id,) in strays]
+        return frozenset(living), dead + [(worker_id, PROCESS_DIED) for (worker_id,) in strays]
 
     def _why_dead(
         self, worker_id: int, boot_id: str, expires_at: int | None, now: int, *, may_judge: bool
@@ -173,6 +214,7 @@ class Liveness:
 
 
 def settle(connection: sqlite3.Connection, settled: list[tuple[Lease, Outcome]], now: int) -> None:
-    """Write outcomes from inside another transaction, fenced as always."""
+    """Write outcomes from inside another transaction, fenced as always, for leases that were read in it."""
     if settled:
-        settling.settle(connection, settling.settlement_of(settled, now), now)
+        settlement = settling.settlement_of(settled, now)
+        settling.check_settled(settlement, settling.settle(connection, settlement, now))

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from durableq.clock import SECOND, Clock
+from durableq.errors import InvariantBroken
 from durableq.models import LeaseKey
 from durableq.storage.protocol import Cancel, WakeUp
 from durableq.storage.sqlite import host
@@ -107,6 +108,10 @@ class Lookout:
             return False
         self._next_look = soon
         return True
+
+    def learn_again(self) -> None:
+        """Have the next look read the workers anew: a commit of our own has changed them."""
+        self._data_version = None
 
     def sleep_seconds(self) -> float | None:
         """How long the writer may sleep; None: until something arrives."""
@@ -204,6 +209,8 @@ class Lookout:
             values = {"now": self._clock.wall(), "limit": PROMOTE_AT_ONCE}
             promoted = connection.execute(SQL["promote_due"], values).rowcount
             next_due = connection.execute(SQL["next_due"]).fetchone()[0]
+            if promoted < PROMOTE_AT_ONCE and next_due is not None and next_due <= values["now"]:
+                raise InvariantBroken("making due jobs ready", expected="none to be left", found="some that stay due")
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

@@ -42,9 +42,10 @@ WHERE holder.id <> json_extract(value, '$[0]')
     AND NOT EXISTS (SELECT 1 FROM durableq_jobs WHERE id = json_extract(value, '$[0]'));
 
 -- name: repeated_jobs
--- Of jobs with an idempotency key, those that were there before: [id, whether for the same arguments]. Two may be
--- made in the same microsecond; then other arguments tell them apart. Index: unique id.
-SELECT json_group_array(json_array(stored.id, stored.args = json_extract(value, '$[1]')))
+-- Of jobs with an idempotency key, those that were there before: [id, the number of the given job, the stored
+-- arguments where they differ]. Two may be made in the same microsecond; then other arguments tell them apart.
+-- Index: unique id.
+SELECT json_group_array(json_array(stored.id, key, nullif(stored.args, json_extract(value, '$[1]'))))
 FROM json_each(:keyed)
 JOIN durableq_jobs AS stored ON stored.id = json_extract(value, '$[0]')
 WHERE stored.created_at <> json_extract(value, '$[2]') OR stored.args <> json_extract(value, '$[1]');
@@ -441,3 +442,32 @@ SELECT name FROM durableq_tasks AS known WHERE EXISTS (
 ) OR EXISTS (
     SELECT 1 FROM durableq_jobs WHERE state = 'queued' AND crashes > 0 AND task = known.name
 );
+
+-- name: payloads
+-- The next jobs, up to so many characters of arguments and results; values that begin with the prefix are left out.
+-- Index: primary key.
+SELECT seq, id, task, checksum,
+    CASE WHEN substr(args, 1, length(:prefix)) <> :prefix THEN args END,
+    CASE WHEN substr(result, 1, length(:prefix)) <> :prefix THEN result END
+FROM durableq_jobs
+JOIN (
+    SELECT seq, sum(characters) OVER (ORDER BY seq) AS characters_so_far
+    FROM (
+        SELECT seq, length(args) + coalesce(length(result), 0) AS characters
+        FROM durableq_jobs WHERE seq > :after ORDER BY seq LIMIT :limit
+    )
+) USING (seq)
+WHERE characters_so_far <= :characters OR seq = (SELECT min(seq) FROM durableq_jobs WHERE seq > :after)
+ORDER BY seq;
+
+-- name: rewrite_args
+-- Arguments that are still the same -> the same, encrypted otherwise. Index: primary key.
+UPDATE durableq_jobs SET args = json_extract(value, '$[2]'), checksum = json_extract(value, '$[3]')
+FROM json_each(:rewrites)
+WHERE seq = json_extract(value, '$[0]') AND args = json_extract(value, '$[1]');
+
+-- name: rewrite_results
+-- The same for results. Index: primary key.
+UPDATE durableq_jobs SET result = json_extract(value, '$[2]')
+FROM json_each(:rewrites)
+WHERE seq = json_extract(value, '$[0]') AND result = json_extract(value, '$[1]');

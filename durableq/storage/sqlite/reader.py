@@ -36,6 +36,8 @@ class Reader:
             try:
                 rows = await connection.execute_fetchall(sql, dict(values or {}))
             except BaseException as error:
+                if connection._connection is not None:  # it may be searching still, for somebody who has given up
+                    connection._connection.interrupt()
                 connection.stop()  # closes without awaiting: we may be in the middle of being cancelled
                 if isinstance(error, sqlite3.Error):
                     raise translated(error, self._location) from error

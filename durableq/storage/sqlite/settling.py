@@ -2,15 +2,19 @@
 
 Most jobs need one. Only those with limits, unique keys or a result to be dropped, and those that go back to waiting,
 are looked at again; the rest must not pay for them.
+
+Every write says how many rows it must have changed. That costs nothing, for SQLite counts them anyway; a count that
+is not right stops the queue (`exactly`), before what rests on it is committed.
 """
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from durableq.models import Cancelled, Job, Lease, Outcome, Succeeded
+from durableq.errors import InvariantBroken
+from durableq.models import Cancelled, Dead, Job, Lease, Outcome, Retried, Succeeded
 from durableq.storage.protocol import Plan
 from durableq.storage.sqlite import rows
 from durableq.storage.sqlite.statements import SQL
@@ -26,6 +30,8 @@ class Settlement:
     count: int = 0
     attempts: str | None = None
     """The failures among them."""
+    failed: Sequence[int] = ()
+    """Those failures, by ``seq``."""
     waiting: str | None = None
     """Those that go back to waiting, by ``seq``."""
     special: str | None = None
@@ -71,6 +77,7 @@ def _add_the_others(settlement: Settlement, settled: Settled, now: int) -> list[
     """Note what follows from outcomes that are no successes; return those to be looked at again."""
     waiting = [lease.seq for lease, outcome in settled if not rows.is_final(outcome)]
     settlement.attempts = rows.attempts_json(settled)
+    settlement.failed = [lease.seq for lease, outcome in settled if isinstance(outcome, Retried | Dead | Cancelled)]
     settlement.waiting = json.dumps(waiting) if waiting else None
     settlement.first_due = min(filter(None, (rows.next_run(outcome) for _, outcome in settled)), default=None)
     settlement.has_queued = any(rows.is_ready_again(outcome, now) for _, outcome in settled)
@@ -83,21 +90,42 @@ class Written(NamedTuple):
 
     held: int
     """How many leases still held."""
+    noted: int = 0
+    """How many failures went into the history."""
     cancelled: int = 0
     """How many jobs did not go back to waiting, because their end had been asked for."""
 
 
 def settle(connection: sqlite3.Connection, settlement: Settlement, now: int) -> Written:
-    """Write outcomes, fenced."""
+    """Write outcomes, fenced. Follow it by `check_settled`."""
+    noted = 0
     if settlement.attempts is not None:
-        connection.execute(SQL["insert_attempts"], {"attempts": settlement.attempts, "now": now})
+        noted = connection.execute(SQL["insert_attempts"], {"attempts": settlement.attempts, "now": now}).rowcount
     held = connection.execute(SQL["settle"], {"outcomes": settlement.outcomes}).rowcount
     cancelled = 0
     if settlement.waiting is not None:
         cancelled = connection.execute(SQL["cancel_as_asked"], {"seqs": settlement.waiting, "now": now}).rowcount
     if settlement.special is not None:
         connection.execute(SQL["note_end"], {"seqs": settlement.special})
-    return Written(held, cancelled)
+    return Written(held, noted, cancelled)
+
+
+def check_settled(settlement: Settlement, written: Written, lost: Collection[int] = ()) -> None:
+    """Check what a settlement changed, when those whose lease was gone are known. Raises `InvariantBroken`."""
+    exactly(written.held, settlement.count - len(lost), "settling the jobs whose leases hold")
+    failed = sum(seq not in lost for seq in settlement.failed) if lost else len(settlement.failed)
+    exactly(written.noted, failed, "noting the failures of the jobs that were settled")
+
+
+def exactly(changed: int, chosen: int, doing: str) -> None:
+    """Check that a write changed the rows that were chosen for it in its own transaction. Raises `InvariantBroken`."""
+    if changed != chosen:
+        raise InvariantBroken(doing, expected=f"{chosen} rows to change", found=f"{changed} changed")
+
+
+def numbers_in(array: str) -> int:
+    """Return how many numbers a JSON array holds, without reading them."""
+    return array.count(",") + 1 if array != "[]" else 0
 
 
 def completion(settlement: Settlement) -> Plan[bool]:

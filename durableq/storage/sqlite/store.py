@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
@@ -12,8 +13,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from durableq.clock import Clock, from_datetime, to_micros
-from durableq.errors import DurableQError, JobConflict, NotStored, QueueNotRunning
+from durableq.clock import SECOND, Clock, from_datetime, to_micros
+from durableq.encryption import Payloads, Rewrite
+from durableq.errors import DurableQError, InvariantBroken, JobConflict, NotStored, QueueNotRunning
 from durableq.models import (
     Attempt,
     AuditEntry,
@@ -41,18 +43,22 @@ from durableq.storage.protocol import (
     Exchanged,
     Notes,
     Plan,
+    StorageCondition,
     WakeUp,
 )
-from durableq.storage.sqlite import host, insertion, rows, settling, transitions
-from durableq.storage.sqlite.connection import Location
+from durableq.storage.sqlite import host, insertion, payloads, rows, settling, transitions, versions
+from durableq.storage.sqlite.checkpoint import WAL_ALARM_BYTES
+from durableq.storage.sqlite.connection import Location, size_of
 from durableq.storage.sqlite.group import HEAVY, Addition, Exchange, Operation, Transact, make_insert
-from durableq.storage.sqlite.liveness import Liveness, Renewal, Watch
+from durableq.storage.sqlite.liveness import LeaseNumbers, Liveness, Renewal, Watch
 from durableq.storage.sqlite.lookout import Listener
 from durableq.storage.sqlite.reader import Reader
 from durableq.storage.sqlite.replies import FutureReply, LoopCalls, Reply, ThreadReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
 from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.writer import Writer
+
+logger = logging.getLogger("durableq.storage")
 
 T = TypeVar("T")
 
@@ -78,6 +84,7 @@ class SqliteStorage:
         self._watch = Watch()
         self._missing: frozenset[LeaseKey] = frozenset()
         """Rows that named this worker but were not in its memory at the latest renewal."""
+        self._lease_numbers = LeaseNumbers()
         self._will_hand_over = False
         self._additions: list[Addition] = []
         self._outgoing: list[Operation] = []
@@ -86,7 +93,7 @@ class SqliteStorage:
 
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        writer = acquire_writer(self._location, self._clock)
+        writer = self._acquire_writer()
         try:
             await asyncio.wrap_future(writer.opened)
         except BaseException:
@@ -96,6 +103,14 @@ class SqliteStorage:
         lease, heartbeat = to_micros(self._options.lease), to_micros(self._options.heartbeat)
         self._liveness = Liveness(self._clock, writer.locks, lease, heartbeat)
         self._opened = writer
+        logger.info(
+            "opened %s with %s, durability=%s", self._location.path, versions.describe(), self._location.durability
+        )
+
+    def _acquire_writer(self) -> Writer:
+        versions.check_version(self._options.sqlite_with_wal_bug)
+        versions.warn_of_other_libraries(self._location.path)
+        return acquire_writer(self._location, self._clock)
 
     async def close(self) -> None:
         self._hand_over()
@@ -119,6 +134,21 @@ class SqliteStorage:
     @property
     def trouble(self) -> DurableQError | None:
         return None if self._opened is None else self._opened.trouble
+
+    def condition(self) -> StorageCondition:
+        return StorageCondition(
+            software=f"SQLite {sqlite3.sqlite_version}",
+            has_known_bug=versions.has_wal_reset_bug(sqlite3.sqlite_version_info),
+            durability=self._location.durability,
+            is_shared=self._opened is not None and bool(self._opened.lookout.others),
+            database_bytes=size_of(self._location.path),
+            log_bytes=size_of(self._location.wal) or 0,
+            log_bytes_alarm=WAL_ALARM_BYTES,
+        )
+
+    async def longest_wait(self) -> float | None:
+        [(due,)] = await self._reader.fetch(_LONGEST_DUE)
+        return None if due is None else max(self._clock.wall() - due, 0) / SECOND
 
     async def register(self, wake_up: WakeUp | None, cancel: Cancel | None = None) -> int:
         writer = self._writer
@@ -164,7 +194,7 @@ class SqliteStorage:
         writer = self._opened
         if writer is not None:
             return self._insert_through(writer, jobs)
-        writer = acquire_writer(self._location, self._clock)
+        writer = self._acquire_writer()
         try:
             writer.opened.result()
             return self._insert_through(writer, jobs)
@@ -191,8 +221,13 @@ class SqliteStorage:
         if notes.logs:
             operation.logs = rows.logs_json(notes.logs)
         self._submit(operation)
-        lost, leases = await reply.future
-        return Exchanged(frozenset(lost), rows.leases_from_json(leases))
+        lost, found = await reply.future
+        leases = rows.leases_from_json(found)
+        try:
+            self._lease_numbers.check(leases)
+        except InvariantBroken as error:
+            await self._transact(partial(_stop_all, error))
+        return Exchanged(frozenset(lost), leases)
 
     def _exchange(self, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None, reply: Reply) -> Exchange:
         now = self._clock.wall()
@@ -219,6 +254,10 @@ class SqliteStorage:
     async def reap(self, decide: Decide) -> list[Reaped]:
         run = partial(self._liveness.reap, decide=decide, watch=self._watch)
         reaped, self._watch = await self._transact(run, makes_work=_took_jobs_back, finishes=_took_jobs_back)
+        if self._watch.living - self._writer.lookout.own_workers:
+            versions.warn_of_sharing(self._location.path)
+        if reaped:
+            self._writer.lookout.learn_again()
         for worker in reaped:
             host.remove_doorbells(self._location.directory, worker.worker_id)
         return reaped
@@ -327,6 +366,15 @@ class SqliteStorage:
 
     async def delete(self, job_id: str, *, who: str) -> None:
         await self._transact(partial(transitions.delete, job_id=job_id, now=self._clock.wall(), who=who))
+
+    # -- encrypted payloads --------------------------------------------------------------------------------
+
+    async def payloads(self, prefix: str, *, after: int, limit: int) -> list[Payloads]:
+        values = {"prefix": prefix, "after": after, "limit": limit, "characters": payloads.READ_AT_ONCE}
+        return [Payloads._make(row) for row in await self._reader.fetch(SQL["payloads"], values)]
+
+    async def rewrite(self, args: Sequence[Rewrite], results: Sequence[Rewrite]) -> tuple[int, int]:
+        return await self._transact(partial(payloads.rewrite, args=args, results=results))
 
     # -- in a transaction of the application ---------------------------------------------------------------
 
@@ -441,6 +489,29 @@ class SqliteStorage:
 _impatience: Final = attrgetter("impatient")
 
 
+_LONGEST_DUE: Final = """
+WITH RECURSIVE head(seq) AS (
+    SELECT * FROM (
+        SELECT seq FROM durableq_jobs WHERE state = 'queued' AND crashes = 0
+        ORDER BY queue, task, priority DESC, seq LIMIT 1
+    )
+    UNION ALL
+    SELECT coalesce((
+        SELECT next.seq FROM durableq_jobs AS next
+        WHERE next.state = 'queued' AND next.crashes = 0 AND next.queue = here.queue AND next.task > here.task
+        ORDER BY next.task, next.priority DESC, next.seq LIMIT 1
+    ), (
+        SELECT next.seq FROM durableq_jobs AS next
+        WHERE next.state = 'queued' AND next.crashes = 0 AND next.queue > here.queue
+        ORDER BY next.queue, next.task, next.priority DESC, next.seq LIMIT 1
+    )) FROM head JOIN durableq_jobs AS here ON here.seq = head.seq
+    LIMIT 1000
+)
+SELECT min(run_at) FROM head JOIN durableq_jobs USING (seq)
+"""
+"""Goes from the first job of one queue and task to that of the next. Index: claim."""
+
+
 def _always(_: object) -> bool:
     return True
 
@@ -451,6 +522,11 @@ def _took_jobs_back(result: tuple[list[Reaped], Watch]) -> bool:
 
 def _handed_back(renewal: Renewal) -> bool:
     return renewal.handed_back > 0
+
+
+def _stop_all(error: InvariantBroken, connection: sqlite3.Connection) -> None:
+    """Raised within a transaction of the writer, it makes the writer refuse everything from then on."""
+    raise error
 
 
 def _nobody(_: object) -> None:

@@ -1,6 +1,7 @@
 """What people do to jobs by hand: retry, cancel, delete. Each with its audit row in the same transaction.
 
-And what time does to them: expiry, deadlines, retention.
+And what time does to them: expiry, deadlines, retention. Each changes exactly the rows that it chose, or stops the
+queue: see `settling.exactly`.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from durableq.errors import DuplicateJob, JobConflict, JobNotFound
 from durableq.models import Job, JobFilter, JobState, Lease, Overdue
 from durableq.storage.protocol import DecideLate
 from durableq.storage.sqlite import rows
+from durableq.storage.sqlite.settling import exactly, numbers_in
 from durableq.storage.sqlite.statements import SQL
 
 _RESTARTABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SCHEDULED)
@@ -25,14 +27,14 @@ def retry(connection: sqlite3.Connection, job_id: str, *, now: int, who: str, ar
     """dead | cancelled -> queued, as new; scheduled -> queued, now."""
     before = _require(connection, job_id, _RESTARTABLE, "retry")
     if before.state is JobState.SCHEDULED and args_json is None:
-        connection.execute(SQL["run_now"], {"id": before.id, "now": now})
+        exactly(connection.execute(SQL["run_now"], {"id": before.id, "now": now}).rowcount, 1, "retrying a job")
     elif before.state is JobState.SCHEDULED:
         raise JobConflict(job_id, before.state, wanted=_RESTARTABLE[:2], action="edit and retry")
     else:
         digest = None if args_json is None else checksum(args_json)
         values = {"id": before.id, "now": now, "args": args_json, "checksum": digest}
         try:
-            connection.execute(SQL["restart_job"], values)
+            exactly(connection.execute(SQL["restart_job"], values).rowcount, 1, "retrying a job")
         except sqlite3.IntegrityError:
             raise _why_duplicate(connection, before.id) from None
     detail: dict[str, Any] = {"was": before.state, "attempt": before.attempt}
@@ -60,9 +62,11 @@ def cancel(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -
     before = _require(connection, job_id, _CANCELLABLE, "cancel")
     if before.state is JobState.RUNNING:
         connection.execute(SQL["forget_requests"])
-        connection.execute(SQL["request_cancel"], {"id": before.id, "now": now})
+        asked = connection.execute(SQL["request_cancel"], {"id": before.id, "now": now}).rowcount
+        exactly(asked, 1, "asking for the end of a job")
     else:
-        connection.execute(SQL["cancel_job"], {"id": before.id, "now": now})
+        cancelled = connection.execute(SQL["cancel_job"], {"id": before.id, "now": now}).rowcount
+        exactly(cancelled, 1, "cancelling a job")
         connection.execute(SQL["note_end"], {"seqs": f"[{_seq(connection, before.id)}]"})
     _audit(connection, now, who, "cancel", before.id, {"was": before.state})
     return _get(connection, before.id)
@@ -71,8 +75,9 @@ def cancel(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -
 def delete(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -> None:
     """A finished job -> (nothing)."""
     before = _require(connection, job_id, _DELETABLE, "delete")
-    for statement in ("delete_attempts", "delete_logs", "delete_aliases", "delete_job"):
+    for statement in ("delete_attempts", "delete_logs", "delete_aliases"):
         connection.execute(SQL[statement], {"id": before.id})
+    exactly(connection.execute(SQL["delete_job"], {"id": before.id}).rowcount, 1, "deleting a job")
     _audit(connection, now, who, "delete", before.id, {"was": before.state, "task": before.task})
 
 
@@ -82,7 +87,8 @@ def give_up_overdue(connection: sqlite3.Connection, decide: DecideLate, now: int
     decided = [(lease, decide(lease, now)) for lease in map(Lease._make, found)]
     late = [(lease, outcome) for lease, outcome in decided if outcome is not None]
     if late:
-        connection.execute(SQL["settle_waiting"], {"outcomes": rows.outcomes_json(late, now), "now": now})
+        values = {"outcomes": rows.outcomes_json(late, now), "now": now}
+        exactly(connection.execute(SQL["settle_waiting"], values).rowcount, len(late), "ending jobs that come too late")
         connection.execute(SQL["note_end"], {"seqs": json.dumps([lease.seq for lease, _ in late])})
     return late
 
@@ -99,7 +105,9 @@ def prune(connection: sqlite3.Connection, state: JobState, before: int, limit: i
         return 0
     for statement in ("prune_attempts", "prune_logs", "prune_aliases"):
         connection.execute(SQL[statement], {"seqs": seqs})
-    return connection.execute(SQL["prune_jobs"], {"seqs": seqs}).rowcount
+    pruned = connection.execute(SQL["prune_jobs"], {"seqs": seqs}).rowcount
+    exactly(pruned, numbers_in(seqs), "deleting old jobs")
+    return pruned
 
 
 def filter_sql(where: JobFilter) -> tuple[str, dict[str, Any]]:

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from durableq.clock import Clock
-from durableq.errors import DurableQError, NotStored, OutcomeUnknown, QueueNotRunning, StorageBusy, StorageUnusable
+from durableq.errors import (
+    DurableQError,
+    InvariantBroken,
+    NotStored,
+    OutcomeUnknown,
+    QueueNotRunning,
+    StorageBusy,
+    StorageUnusable,
+)
 from durableq.storage.sqlite import host, schema
 from durableq.storage.sqlite.checkpoint import Checkpointer
 from durableq.storage.sqlite.connection import (
@@ -78,6 +86,8 @@ class Writer:
         self.opened: concurrent.futures.Future[None] = concurrent.futures.Future()
         """Done when the file is open and its schema current, or with what was wrong with it."""
         self.closed: concurrent.futures.Future[None] = concurrent.futures.Future()
+        for shared in (self.opened, self.closed):  # of several starts that wait for them, one may be cancelled
+            shared.set_running_or_notify_cancel()
         self._clock = clock
         self._forks = host.forks()
         self._inbox = Inbox()
@@ -264,14 +274,16 @@ class Writer:
     def _sleep_seconds(self) -> float | None:
         if self._closing:
             return 0.0
-        return self.lookout.sleep_seconds() if self._is_connected else LOOK_SECONDS
+        return self.lookout.sleep_seconds() if self._is_connected and self._broken is None else LOOK_SECONDS
 
     def _look(self) -> None:
-        if not self._is_connected:
+        if not self._is_connected or self._broken is not None:
             return
         try:
             self._checkpointer.note(self.lookout.look(self._connection))
             self._checkpointer.maybe(self._guard.wal_bytes)
+        except InvariantBroken as error:
+            self._break(error)
         except sqlite3.Error as error:
             if not is_busy(error):
                 logger.warning("looking for work in %s failed: %s", self.location.path, error)
@@ -389,7 +401,7 @@ class Writer:
             begin(self._connection)
             answers, effects = self._run(without_claims(group))
             self._connection.execute("COMMIT")
-        except (sqlite3.Error, Irregular) as error:
+        except (sqlite3.Error, Irregular, InvariantBroken) as error:
             raise OutcomeUnknown(
                 f"COMMIT to {self.location.path} failed ({first}) and so did its repetition ({error}): "
                 "the jobs may or may not be stored"
