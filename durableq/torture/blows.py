@@ -54,7 +54,7 @@ class Site:
             try:
                 asyncio.run(self.operation.perform(self.database, say))
             except DurableQError as error:  # refused, in our own words
-                say({"refused": self.operation.name, "error": type(error).__name__})
+                say({"gave_up": type(error).__name__})
 
         with contextlib.ExitStack() as stack:
             if self._beside_another:
