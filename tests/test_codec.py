@@ -99,6 +99,7 @@ class TestRoundTrips:
         assert round_trip(Point, {"x": 1}) == Point(1)
         assert refusal(int, "five").argument == "value"
 
+    @pytest.mark.foreign_bug(103)
     def test_an_unannotated_parameter_takes_plain_json_values(self) -> None:
         def work(value) -> None: ...  # type: ignore[no-untyped-def]
 
@@ -299,6 +300,7 @@ class TestResults:
     def test_no_result_is_no_result(self) -> None:
         assert encode_result(None, LIMIT) == (None, None)
 
+    @pytest.mark.fault("F45")
     def test_a_result_that_cannot_be_kept_leaves_a_marker_and_a_reason(self) -> None:
         class Hostile:
             def __getattribute__(self, name: str) -> Any:
@@ -313,6 +315,7 @@ class TestResults:
             assert json.loads(stored) == {"durableq:not-storable": reason}
             assert len(stored) < 1_000
 
+    @pytest.mark.fault("F44")
     def test_a_result_over_the_limit_leaves_a_marker(self) -> None:
         stored, reason = encode_result("x" * 200, 100)
         assert reason is not None

@@ -30,6 +30,7 @@ from tests.codec_types import (
 
 
 class TestRefusals:
+    @pytest.mark.fault("F43")
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize(
         ("hint", "wrap"),
@@ -53,6 +54,7 @@ class TestRefusals:
         assert error.argument == "value"
         assert "'value'" in str(error)
 
+    @pytest.mark.fault("F43")
     @pytest.mark.parametrize(
         "value",
         [
@@ -99,6 +101,7 @@ class TestRefusals:
     def test_what_json_would_silently_change_deeper_down_is_refused(self, hint: Any, value: Any) -> None:
         assert refusal(hint, value).argument == "value"
 
+    @pytest.mark.fault("F43")
     @pytest.mark.parametrize(
         ("hint", "value"),
         [
@@ -134,6 +137,7 @@ class TestRefusals:
         assert error.task == "tasks:work"
         assert len(str(error)) < 1_000
 
+    @pytest.mark.fault("F43")
     def test_what_is_nested_too_deeply_to_be_read_back_is_refused(self) -> None:
         """What can be written as JSON is nested deeper than what can be read: both limits are pydantic's."""
         for depth in range(150, 300):
@@ -170,6 +174,7 @@ class TestRefusals:
                 codec.encode(values, {}, LIMIT)
             assert caught.value.argument == name
 
+    @pytest.mark.fault("F44")
     def test_arguments_over_the_limit_are_refused_by_bytes(self) -> None:
         codec = codec_of(str)
         assert codec.encode(("é" * 10,), {}, 32)

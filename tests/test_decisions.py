@@ -182,6 +182,7 @@ class TestWhatIsRecorded:
 
 
 class TestHostileExceptions:
+    @pytest.mark.fault("F46")
     @pytest.mark.parametrize("error", [BadText(), NoText(), EndlessText()], ids=["bad", "none", "endless"])
     def test_a_text_that_cannot_be_had_is_said_to_be_missing(self, error: Exception) -> None:
         failure = failing(error)
@@ -202,6 +203,7 @@ class TestHostileExceptions:
         assert failure is not None
         assert "WorseText" in failure.message
 
+    @pytest.mark.fault("F44", "F46")
     def test_a_huge_message_keeps_its_ends(self) -> None:
         failure = failing(ValueError("begin" + "x" * 10_000_000 + "end"))
         assert len(failure.message) < MESSAGE_CHARACTERS + 100
@@ -214,6 +216,7 @@ class TestHostileExceptions:
         text = "x" * MESSAGE_CHARACTERS
         assert failing(ValueError(text)).message == text
 
+    @pytest.mark.fault("F46")
     def test_endless_recursion_is_recorded_in_short(self) -> None:
         def recurse() -> None:
             recurse()
@@ -222,6 +225,7 @@ class TestHostileExceptions:
         assert failure.type == "RecursionError"
         assert len(failure.traceback) < TRACEBACK_CHARACTERS + 100
 
+    @pytest.mark.fault("F46")
     def test_causes_in_a_circle_come_to_an_end(self) -> None:
         first, second = ValueError("first"), KeyError("second")
         first.__cause__, second.__cause__ = second, first
@@ -272,6 +276,8 @@ class TestCrashes:
         assert outcome.failure.type == WORKER_DIED
         assert "process died" in outcome.failure.message
 
+    @pytest.mark.fault("F51")
+    @pytest.mark.foreign_bug(43, 44)
     def test_the_last_crash_ends_it_with_the_reason(self) -> None:
         kinds = [type(after_crash(lease(crashes=n), "it died", charged=True, max_crashes=3)) for n in range(4)]
         assert kinds == [Retried, Retried, Dead, Dead]
@@ -281,11 +287,13 @@ class TestCrashes:
         assert "it died" in outcome.failure.message
         assert "crash 3 of at most 3" in outcome.failure.message
 
+    @pytest.mark.fault("F20")
     def test_a_death_that_is_nobodys_fault_is_not_charged(self) -> None:
         outcome = after_crash(lease(crashes=2), "the host was restarted", charged=False, max_crashes=3)
         assert isinstance(outcome, Retried)
         assert not outcome.crashed
 
+    @pytest.mark.foreign_bug(45, 46, 48)
     @pytest.mark.parametrize("charged", [True, False])
     def test_the_last_attempt_is_the_last_also_when_its_worker_died(self, charged: bool) -> None:
         outcome = after_crash(lease(attempt=5), "it died", charged=charged, max_crashes=3)

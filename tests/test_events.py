@@ -20,6 +20,7 @@ from durableq.events import (
     LeaseLost,
     LoopStalled,
     ResultNotStored,
+    StorageBroken,
     StorageTrouble,
     UnknownTasks,
     WorkerEvicted,
@@ -51,6 +52,7 @@ ALL = [
     WorkerEvicted(7),
     LoopStalled(12.5, "main.py:10 in route"),
     StorageTrouble("settling", RuntimeError("disk")),
+    StorageBroken(RuntimeError("disk")),
 ]
 
 

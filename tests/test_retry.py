@@ -292,6 +292,8 @@ class TestOutcomes:
             assert type(outcome) is kind
 
 
+@pytest.mark.fault("F50")
+@pytest.mark.foreign_bug(105, 106)
 def test_retries_of_one_moment_spread_out() -> None:
     """Ten thousand jobs that failed together must not come back together."""
     moments = [DEFAULT_POLICY.delay(12, ValueError(), 0) or 0.0 for _ in range(10_000)]

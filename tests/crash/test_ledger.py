@@ -26,6 +26,8 @@ CYCLES = int(os.environ.get("DURABLEQ_TORTURE_CYCLES", "25"))
 SEED = int(os.environ.get("DURABLEQ_TORTURE_SEED", str(random.randrange(1_000_000))))
 
 
+@pytest.mark.fault("F1", "F3", "F4", "F8")
+@pytest.mark.foreign_bug(1, 64)
 @pytest.mark.timeout(120 + 6 * CYCLES)
 def test_no_acknowledged_job_is_lost_or_run_twice_at_once_however_often_the_server_is_killed(tmp_path: Path) -> None:
     site = Site(tmp_path)

@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.crash.harness import ROOT, Clients, Site, check_ledger, serving
 from tests.support import eventually_sync
 
@@ -33,6 +35,8 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.fault("F17", "F25")
+@pytest.mark.foreign_bug(30, 38, 49, 51, 52)
 def test_four_workers_on_one_file_start_every_job_once_and_never_find_the_database_locked(tmp_path: Path) -> None:
     site = Site(tmp_path)
     with serving(site, "--workers", str(WORKERS)) as server:
@@ -50,10 +54,12 @@ def test_four_workers_on_one_file_start_every_job_once_and_never_find_the_databa
     assert len({run.pid for job_runs in runs.values() for run in job_runs}) == WORKERS, "not every worker took part"
     check_ledger(site, {})
     assert "database is locked" not in site.log()
-    assert " WARNING " not in site.log()
+    warnings = [line for line in site.log().splitlines() if " WARNING " in line]
+    assert [line for line in warnings if "WAL-reset bug" not in line] == []
     assert " ERROR " not in site.log()
 
 
+@pytest.mark.fault("F17")
 def test_eight_processes_may_open_a_fresh_file_at_once(tmp_path: Path) -> None:
     openers = [
         subprocess.Popen(

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.crash.harness import Clients, Server, Site, check_ledger, free_port
 from tests.support import eventually_sync
 
@@ -45,6 +47,8 @@ def _supervised(site: Site) -> Iterator[Supervisor]:
         supervisor.stop()
 
 
+@pytest.mark.fault("F4", "F51", "R7")
+@pytest.mark.foreign_bug(43, 44, 47)
 def test_a_job_that_kills_its_process_three_times_is_dead_and_its_neighbours_are_charged_once_at_most(
     tmp_path: Path,
 ) -> None:

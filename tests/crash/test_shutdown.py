@@ -28,6 +28,8 @@ def _add_and_await_start(server: Server, *names: str) -> dict[str, str]:
     return ids
 
 
+@pytest.mark.fault("F11", "F13")
+@pytest.mark.foreign_bug(59, 60)
 def test_sigterm_ends_the_process_within_grace_and_a_second_whatever_its_jobs_do(site: Site) -> None:
     with serving(site) as server:
         _add_and_await_start(server, *KINDS)
@@ -36,6 +38,8 @@ def test_sigterm_ends_the_process_within_grace_and_a_second_whatever_its_jobs_do
     assert GRACE_SECONDS <= took <= GRACE_SECONDS + 1.0 + SLACK_SECONDS
 
 
+@pytest.mark.fault("F11")
+@pytest.mark.foreign_bug(16, 29, 33)
 def test_what_sigterm_interrupts_is_given_back_uncounted_and_runs_again_as_the_first_attempt(site: Site) -> None:
     with serving(site) as server:
         ids = _add_and_await_start(server, *KINDS)
@@ -51,6 +55,8 @@ def test_what_sigterm_interrupts_is_given_back_uncounted_and_runs_again_as_the_f
         assert [(run.lease, run.attempt) for run in runs] == [(1, 1), (2, 1)]
 
 
+@pytest.mark.fault("F11")
+@pytest.mark.foreign_bug(59, 61)
 def test_jobs_that_end_within_the_grace_are_finished_not_given_back(site: Site) -> None:
     with serving(site) as server:
         ids = server.add(f"/add-steps?count=5&seconds={GRACE_SECONDS / 2}")
@@ -61,6 +67,8 @@ def test_jobs_that_end_within_the_grace_are_finished_not_given_back(site: Site) 
     assert took < GRACE_SECONDS + SLACK_SECONDS, "it waited although nothing ran any more"
 
 
+@pytest.mark.fault("F11")
+@pytest.mark.foreign_bug(14)
 def test_nothing_is_started_once_the_queue_is_stopping(tmp_path: Path) -> None:
     site = Site(tmp_path, {"grace": GRACE_SECONDS, "concurrency": 1})
     with serving(site) as server:
@@ -72,6 +80,8 @@ def test_nothing_is_started_once_the_queue_is_stopping(tmp_path: Path) -> None:
     assert {(site.row(one)["state"], site.row(one)["lease_no"]) for one in others} == {("queued", 0)}
 
 
+@pytest.mark.fault("F12")
+@pytest.mark.foreign_bug(63)
 def test_a_second_sigterm_loses_nothing(site: Site) -> None:
     with serving(site) as server:
         ids = _add_and_await_start(server, *KINDS)
@@ -83,6 +93,8 @@ def test_a_second_sigterm_loses_nothing(site: Site) -> None:
     _all_run_again(site, ids)
 
 
+@pytest.mark.fault("F12")
+@pytest.mark.foreign_bug(63)
 def test_a_second_sigint_loses_nothing_although_it_skips_the_lifespan(site: Site) -> None:
     with serving(site) as server:
         # One job only: what is not given back has crashed its process, and those run one at a time.
@@ -93,6 +105,8 @@ def test_a_second_sigint_loses_nothing_although_it_skips_the_lifespan(site: Site
     _all_run_again(site, ids)
 
 
+@pytest.mark.fault("F12")
+@pytest.mark.foreign_bug(69)
 def test_a_job_that_swallows_cancellation_does_not_hold_a_process_that_ends_by_sigint(site: Site) -> None:
     with serving(site) as server:
         ids = _add_and_await_start(server, "stubborn")

@@ -35,6 +35,8 @@ def _worker_ids(site: Site, server: Server) -> list[int]:
     return [worker_id for (worker_id,) in site.rows("SELECT id FROM durableq_workers WHERE pid = ?", server.pid)]
 
 
+@pytest.mark.fault("F10")
+@pytest.mark.foreign_bug(31)
 def test_a_worker_that_lost_its_lease_cannot_settle(site: Site) -> None:
     with serving(site) as zombie:
         [job_id] = zombie.add("/add/until_marked")
@@ -53,6 +55,8 @@ def test_a_worker_that_lost_its_lease_cannot_settle(site: Site) -> None:
     assert (row["state"], row["attempt"], row["result"]) == ("succeeded", 2, str(other.pid))
 
 
+@pytest.mark.fault("F10")
+@pytest.mark.foreign_bug(37)
 def test_a_late_heartbeat_cannot_take_the_lease_back(site: Site) -> None:
     with serving(site) as zombie:
         [job_id] = zombie.add("/add/until_marked")
@@ -70,6 +74,8 @@ def test_a_late_heartbeat_cannot_take_the_lease_back(site: Site) -> None:
     assert len(site.ledger().runs[job_id]) == 2
 
 
+@pytest.mark.fault("F10")
+@pytest.mark.foreign_bug(27)
 def test_an_evicted_worker_registers_anew_and_works_on(site: Site) -> None:
     with serving(site) as zombie:
         [job_id] = zombie.add("/add/until_marked")

@@ -217,6 +217,7 @@ async def test_whatever_a_task_raises_when_it_is_cancelled_it_is_cancelled(
     assert type(error).__name__ in attempt.traceback
 
 
+@pytest.mark.fault("F48")
 @pytest.mark.parametrize("how", ["raises", "cancels its own asyncio task", "a cancelled future"])
 async def test_a_task_that_cancels_itself_has_failed(database: Path, how: str) -> None:
     """Nobody asked for its end: it is tried again, like any failure."""
@@ -243,6 +244,7 @@ async def test_a_task_that_cancels_itself_has_failed(database: Path, how: str) -
     assert (len(cancelled), len(retried), len(died)) == (0, 1, 1)
 
 
+@pytest.mark.fault("F48")
 async def test_a_task_that_has_cancelled_itself_can_still_be_cancelled(database: Path) -> None:
     dq = DurableQ(database)
     gate = Gate()
@@ -431,6 +433,7 @@ async def test_a_job_that_fails_while_the_request_is_on_its_way_is_not_tried_aga
     assert len(started) == 1
 
 
+@pytest.mark.foreign_bug(33)
 async def test_a_job_that_ignores_its_cancellation_is_not_handed_back_to_be_run_again(database: Path) -> None:
     dq = DurableQ(database, grace=0)
     release, begun = threading.Event(), threading.Event()
@@ -478,6 +481,7 @@ async def test_a_cancelled_job_that_is_retried_by_hand_runs_anew(database: Path)
         assert [one.error_type for one in await dq.attempts(job)] == [CANCELLED], "its history is kept"
 
 
+@pytest.mark.foreign_bug(46)
 async def test_a_job_whose_worker_died_after_the_request_is_cancelled_and_not_run_again(database: Path) -> None:
     producer, dq = DurableQ(database, worker=False), DurableQ(database)
     ran: list[str] = []

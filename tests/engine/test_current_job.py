@@ -89,6 +89,8 @@ async def test_a_task_knows_its_job(dq: DurableQ, runner: str) -> None:
     assert (plainly["tags"], plainly["headers"], plainly["args"]) == ([], {}, {"number": 6})
 
 
+@pytest.mark.fault("F5")
+@pytest.mark.foreign_bug(11)
 async def test_the_idempotency_key_is_the_same_for_every_attempt_and_another_for_every_job(dq: DurableQ) -> None:
     keys: list[str] = []
 

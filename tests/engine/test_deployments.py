@@ -171,6 +171,8 @@ async def test_functions_behind_one_decorator_stay_what_they_are(database: Path)
 # -- retired -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F41")
+@pytest.mark.foreign_bug(8)
 async def test_jobs_of_a_retired_task_wait_in_sight_until_some_code_has_their_name(database: Path) -> None:
     [job] = await added_before(database, "retired", 1)
     without, again = DurableQ(database), DurableQ(database)
@@ -195,6 +197,8 @@ async def test_jobs_of_a_retired_task_wait_in_sight_until_some_code_has_their_na
 # -- other arguments -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F42")
+@pytest.mark.foreign_bug(8)
 async def test_arguments_that_no_longer_fit_are_dead_letters_that_can_be_edited_and_retried(database: Path) -> None:
     fits, worded, nothing = await added_before(database, "charge", "7", "seven", None)
     after = DurableQ(database)
@@ -322,6 +326,7 @@ def deployed(directory: Path, tasks: str, database: Path) -> Iterator[tuple[int,
             process.kill()
 
 
+@pytest.mark.fault("F18")
 async def test_while_two_versions_run_side_by_side_each_takes_only_what_it_knows(
     tmp_path: Path, database: Path
 ) -> None:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.engine.helpers import sql
 from tests.engine.processes import Program, program
 from tests.support import eventually_sync
@@ -35,6 +37,8 @@ def _limit_files(one: Program, size: int) -> None:
     resource.prlimit(one.pid, resource.RLIMIT_FSIZE, (size, most))
 
 
+@pytest.mark.fault("F21")
+@pytest.mark.foreign_bug(18, 27)
 def test_work_that_was_done_while_the_disk_was_full_is_settled_afterwards_and_not_done_again(
     database: Path, tmp_path: Path
 ) -> None:
@@ -55,6 +59,7 @@ def test_work_that_was_done_while_the_disk_was_full_is_settled_afterwards_and_no
         eventually_sync(lambda: _state(database, again["id"]) == "succeeded")
 
 
+@pytest.mark.fault("F21")
 def test_adding_to_a_full_disk_is_refused_and_works_again_afterwards(database: Path) -> None:
     with program(database) as worker:
         with _nothing_can_be_written(worker):
@@ -69,6 +74,7 @@ def test_adding_to_a_full_disk_is_refused_and_works_again_afterwards(database: P
         )
 
 
+@pytest.mark.fault("F21")
 def test_a_full_disk_does_not_fill_the_log(database: Path) -> None:
     with program(database, lease=LEASE_SECONDS, heartbeat=0.5) as worker:
         worker.tell("echo", 1, delay=0.5)
@@ -78,6 +84,7 @@ def test_a_full_disk_does_not_fill_the_log(database: Path) -> None:
         eventually_sync(lambda: sql(database, "SELECT state FROM durableq_jobs") == [("succeeded",)])
 
 
+@pytest.mark.fault("R1")
 def test_after_an_outage_longer_than_the_lease_nobody_takes_a_live_worker_for_dead(
     database: Path, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ class Unstoppable(BaseException):
 # -- failures ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.foreign_bug(11)
 async def test_a_failed_job_is_tried_again_when_its_time_has_come_and_not_before(database: Path) -> None:
     clock = ManualClock()
     dq = DurableQ(database, clock=clock)
@@ -181,6 +182,7 @@ RAISED = {
 }
 
 
+@pytest.mark.fault("F47")
 @pytest.mark.parametrize("runner", ["loop", "thread"])
 @pytest.mark.parametrize("kind", RAISED)
 async def test_whatever_a_task_raises_ends_its_attempt_and_nothing_else(database: Path, kind: str, runner: str) -> None:
@@ -212,6 +214,7 @@ async def test_whatever_a_task_raises_ends_its_attempt_and_nothing_else(database
         assert (await finished(dq, await dq.add_task(after))).result == "fine"
 
 
+@pytest.mark.fault("F48")
 async def test_a_task_that_cancels_itself_has_failed(database: Path) -> None:
     dq = DurableQ(database)
 

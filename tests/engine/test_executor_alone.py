@@ -135,6 +135,7 @@ async def test_the_heartbeats_thread_may_ask_for_the_leases_at_any_moment(
     assert len(bench.outcomes) == 10_000
 
 
+@pytest.mark.foreign_bug(76)
 async def test_what_a_job_needed_is_freed_when_it_ends(bench: Bench) -> None:
     """Not only when the garbage collector comes: circles cost a tenth of the jobs' rate."""
     bench.register(_nothing, "nothing")

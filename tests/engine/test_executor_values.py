@@ -38,6 +38,7 @@ class Hostile:
         raise KeyError("written to death")
 
 
+@pytest.mark.fault("F45")
 @pytest.mark.parametrize("value", [object(), float("nan"), "\ud800", {1, object()}, Hostile(), "x" * 2_000_000])
 async def test_a_result_that_cannot_be_stored_leaves_the_job_succeeded_with_a_marker(
     database: Path, value: Any
@@ -61,6 +62,8 @@ async def test_a_result_that_cannot_be_stored_leaves_the_job_succeeded_with_a_ma
 # -- arguments -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F27", "F52")
+@pytest.mark.foreign_bug(2)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -94,6 +97,8 @@ async def test_a_job_whose_arguments_were_damaged_is_never_executed_and_holds_up
     assert (dead.state, dead.attempt, dead.error.type) == (JobState.DEAD, 1, "durableq.PayloadCorrupt")
 
 
+@pytest.mark.fault("F42")
+@pytest.mark.foreign_bug(7)
 async def test_arguments_that_no_longer_fit_make_a_dead_letter_without_burning_retries(database: Path) -> None:
     async def before(amount: int) -> None: ...
     async def after(amount: int, currency: str) -> str:

@@ -16,6 +16,8 @@ from tests.engine.processes import program, stop_outside_of_transactions
 from tests.support import eventually, eventually_sync
 
 
+@pytest.mark.fault("F9")
+@pytest.mark.foreign_bug(36)
 async def test_a_loop_that_is_blocked_for_more_than_half_a_lease_keeps_it(database: Path) -> None:
     dq = DurableQ(database, lease=3, heartbeat=0.5)
     evicted = collect(dq.events, WorkerEvicted)
@@ -32,6 +34,7 @@ async def test_a_loop_that_is_blocked_for_more_than_half_a_lease_keeps_it(databa
     assert (job.state, job.attempt, job.result, evicted) == (JobState.SUCCEEDED, 1, os.getpid(), [])
 
 
+@pytest.mark.fault("F9")
 async def test_a_blocked_loop_is_reported_while_it_is_blocked_with_the_name_of_the_task(
     database: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -58,6 +61,7 @@ async def test_a_blocked_loop_is_reported_while_it_is_blocked_with_the_name_of_t
     assert "the event loop has not moved" in caplog.text
 
 
+@pytest.mark.fault("F9")
 async def test_a_loop_that_is_blocked_for_longer_than_its_lease_loses_it_and_what_it_did_has_no_effect(
     database: Path,
 ) -> None:
@@ -82,6 +86,8 @@ async def test_a_loop_that_is_blocked_for_longer_than_its_lease_loses_it_and_wha
     assert "the worker's lease expired" in attempt.error_message
 
 
+@pytest.mark.fault("F10")
+@pytest.mark.foreign_bug(27)
 async def test_an_evicted_worker_registers_anew_and_works_on(database: Path) -> None:
     dq = DurableQ(database, lease=2, heartbeat=0.1)
     evicted, lost = collect(dq.events, WorkerEvicted), collect(dq.events, LeaseLost)
@@ -150,6 +156,8 @@ async def test_a_reaped_worker_claims_nothing_before_it_has_registered_anew(data
     assert registered == [True, True], "nobody would take back what a worker without a row holds"
 
 
+@pytest.mark.fault("F24")
+@pytest.mark.foreign_bug(50)
 async def test_an_eviction_while_the_file_is_locked_does_not_end_the_worker(database: Path) -> None:
     dq = DurableQ(database, lease=2, heartbeat=0.1)
     trouble = collect(dq.events, StorageTrouble)
@@ -172,6 +180,7 @@ async def test_an_eviction_while_the_file_is_locked_does_not_end_the_worker(data
     locker.close()
 
 
+@pytest.mark.fault("F10")
 async def test_a_hung_worker_is_taken_over_however_short_the_heartbeat(database: Path) -> None:
     dq = DurableQ(database, lease=0.6, heartbeat=0.2)
 
@@ -191,6 +200,8 @@ async def test_a_hung_worker_is_taken_over_however_short_the_heartbeat(database:
     assert (job.attempt, job.crashes, job.result) == (2, 1, "not waiting for never")
 
 
+@pytest.mark.fault("R3")
+@pytest.mark.foreign_bug(9, 17)
 async def test_a_job_whose_claim_was_committed_but_never_heard_of_is_handed_back_and_runs(database: Path) -> None:
     dq = DurableQ(database, lease=2, heartbeat=0.5)
 

@@ -82,6 +82,7 @@ async def test_a_cancelled_job_is_killed_whatever_it_does(
     await eventually(lambda: status_of(child) is None, within=1)
 
 
+@pytest.mark.fault("F7", "F13")
 async def test_a_deadline_ends_an_endless_job_and_the_next_has_a_fresh_child(runner: ProcessRunner, note: Path) -> None:
     child = await value_of(runner, tasks.where)
     with pytest.raises(TimeoutError):
@@ -114,6 +115,8 @@ async def test_what_a_job_has_started_dies_with_its_child(runner: ProcessRunner,
 # -- deaths ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F7")
+@pytest.mark.foreign_bug(4)
 async def test_a_child_that_is_killed_from_outside_costs_one_attempt(runner: ProcessRunner, note: Path) -> None:
     run, [child] = await begun(runner, tasks.spin, note)
     other = asyncio.create_task(value_of(runner, tasks.meet, str(note.parent), "one", "other"))
@@ -140,6 +143,7 @@ async def test_an_answer_counts_that_came_with_the_end_of_its_child(runner: Proc
     assert await value_of(runner, tasks.where) != child
 
 
+@pytest.mark.fault("F7")
 async def test_a_segmentation_fault_costs_one_attempt_and_leaves_a_trace(
     runner: ProcessRunner, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +197,8 @@ async def test_a_child_can_be_terminated_also_when_its_parent_cannot(runner: Pro
 # -- memory ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F7")
+@pytest.mark.foreign_bug(47)
 async def test_a_job_that_needs_too_much_memory_fails_and_its_child_is_replaced() -> None:
     runner = ProcessRunner(1, memory_bytes=1 << 30)
     child = await value_of(runner, tasks.where)
@@ -302,6 +308,7 @@ def parent(mode: str, task: str, *notes: Path) -> Iterator[subprocess.Popen[byte
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.fault("F7")
 @pytest.mark.parametrize(
     ("mode", "task"),
     [

@@ -85,6 +85,7 @@ async def test_what_became_due_while_nothing_ran_runs_at_the_next_start(database
 # -- the host's clock is set ---------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F36")
 @pytest.mark.parametrize("step", [DAY, -DAY, timedelta(days=400), timedelta(days=-400)])
 async def test_a_step_of_the_wall_clock_loses_and_doubles_nothing(database: Path, step: timedelta) -> None:
     clock = ManualClock()
@@ -127,6 +128,7 @@ async def test_a_step_of_the_wall_clock_loses_and_doubles_nothing(database: Path
     assert (evicted, reaped) == ([], []), "leases are measured in another clock"
 
 
+@pytest.mark.fault("F36")
 async def test_a_clock_that_is_set_back_holds_up_only_what_waits_for_a_time(database: Path) -> None:
     clock = ManualClock()
     dq = DurableQ(database, clock=clock)
@@ -145,6 +147,7 @@ async def test_a_clock_that_is_set_back_holds_up_only_what_waits_for_a_time(data
         assert (await finished(dq, later)).state is JobState.SUCCEEDED
 
 
+@pytest.mark.foreign_bug(82, 83)
 async def test_a_night_of_suspension_neither_loses_leases_nor_floods(database: Path) -> None:
     """Both clocks have gone on meanwhile, the lease ran out, and nobody else was awake to see it."""
     clock = ManualClock()
@@ -169,6 +172,7 @@ async def test_a_night_of_suspension_neither_loses_leases_nor_floods(database: P
 # -- retention -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.foreign_bug(70, 73)
 async def test_finished_jobs_are_deleted_when_their_time_is_over_and_dead_letters_stay(database: Path) -> None:
     clock = ManualClock()
     dq = DurableQ(database, clock=clock)

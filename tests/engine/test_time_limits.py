@@ -245,6 +245,7 @@ async def test_what_is_left_behind_keeps_its_slot_until_it_ends(
         assert (await finished(dq, waiting)).state is JobState.SUCCEEDED
 
 
+@pytest.mark.foreign_bug(69)
 async def test_what_is_left_behind_does_not_hold_up_the_end(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "OVERRUN_SECONDS", 0.05)
     dq = DurableQ(database, grace=0.1)
@@ -287,6 +288,7 @@ async def test_a_cancellation_wins_over_a_timeout_that_nobody_obeys(
 # -- threads -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F13")
 async def test_a_thread_that_takes_too_long_goes_on_but_nobody_waits_for_it(database: Path) -> None:
     dq = DurableQ(database)
     overran = collect(dq.events, AttemptOverran)
@@ -326,6 +328,7 @@ async def test_a_thread_sees_that_its_time_is_over(database: Path) -> None:
     assert job.error.type == TIMED_OUT, "nobody waits for what it does then"
 
 
+@pytest.mark.fault("F13")
 async def test_the_slots_of_overrunning_threads_are_replaced_but_not_without_end(database: Path) -> None:
     """As many threads again as there are slots; beyond that, jobs wait."""
     dq = DurableQ(database, threads=1)
@@ -358,6 +361,7 @@ async def test_the_slots_of_overrunning_threads_are_replaced_but_not_without_end
                 release.set()
 
 
+@pytest.mark.fault("F13")
 async def test_threads_that_overrun_do_not_hold_up_the_end(database: Path) -> None:
     dq = DurableQ(database, grace=0.1)
     release = threading.Event()

@@ -6,6 +6,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from durableq import DurableQ, JobState
 from durableq.events import JobStarted
 from tests.engine.helpers import finished
@@ -41,6 +43,7 @@ async def test_work_of_another_process_rings_an_idle_worker_out_of_bed(database:
     assert statistics.median(delays) < 0.05, "the quarter-second look alone would give 0.125"
 
 
+@pytest.mark.foreign_bug(20)
 async def test_without_the_doorbell_work_of_another_process_is_seen_within_half_a_second(database: Path) -> None:
     async with (dq := DurableQ(database)).running():
         [bell] = database.with_name("jobs.db.durableq").glob("*.sock")
@@ -87,6 +90,8 @@ async def test_a_job_of_the_own_process_starts_at_once(database: Path) -> None:
     assert statistics.median(delays) < 0.03
 
 
+@pytest.mark.fault("F3", "F4")
+@pytest.mark.foreign_bug(5, 10, 64)
 async def test_a_dead_processs_jobs_are_run_by_the_one_that_lives(database: Path) -> None:
     """Without any other work to wake it."""
     dq = DurableQ(database, heartbeat=5)

@@ -19,6 +19,7 @@ async def greet(name: str) -> str:
     return f"hello {name}"
 
 
+@pytest.mark.foreign_bug(3)
 async def test_a_worker_runs_as_many_async_jobs_at_once_as_it_has_slots_and_no_more(database: Path) -> None:
     dq = DurableQ(database, concurrency=3)
     gate = Gate()
@@ -128,6 +129,7 @@ async def test_a_worker_serves_only_the_queues_it_is_given(database: Path) -> No
         assert (await finished(everything, other)).state is JobState.SUCCEEDED
 
 
+@pytest.mark.fault("F41")
 async def test_jobs_of_an_unknown_task_are_left_alone_and_visibly_so(
     database: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,6 +173,7 @@ async def test_a_function_without_a_decorator_runs_after_a_restart(database: Pat
         assert (await finished(after, job)).result == "hello you"
 
 
+@pytest.mark.foreign_bug(6)
 async def test_jobs_left_by_an_earlier_run_are_run_at_the_next_start(database: Path) -> None:
     dq = DurableQ(database, grace=0.01)
     gate = Gate()
@@ -187,6 +190,8 @@ async def test_jobs_left_by_an_earlier_run_are_run_at_the_next_start(database: P
         assert (await finished(dq, job)).attempt == 1
 
 
+@pytest.mark.fault("F11")
+@pytest.mark.foreign_bug(16)
 async def test_stopping_gives_back_what_runs_without_counting_it(database: Path) -> None:
     dq = DurableQ(database, grace=0.05, threads=1)
     gate, release, is_blocked = Gate(), threading.Event(), threading.Event()
@@ -241,6 +246,7 @@ async def test_what_one_process_adds_another_one_runs(database: Path) -> None:
     assert other.pid != os.getpid()
 
 
+@pytest.mark.foreign_bug(22)
 async def test_one_jobs_failure_never_stops_another(database: Path) -> None:
     dq = DurableQ(database, concurrency=2)
 

@@ -63,6 +63,8 @@ def quiet(app: Any) -> TestClient:
 # -- before the response -------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F1")
+@pytest.mark.foreign_bug(25)
 def test_the_jobs_of_an_async_route_are_committed_before_its_response_starts(
     handover: Dependency, app: FastAPI, database: Database
 ) -> None:
@@ -164,6 +166,7 @@ def test_a_route_that_raises_stores_nothing(handover: Dependency, app: FastAPI, 
         assert database.labels() == []
 
 
+@pytest.mark.foreign_bug(24)
 @pytest.mark.parametrize("status", [200, 404, 500])
 def test_an_http_exception_stores_nothing_whatever_its_status(
     handover: Dependency, app: FastAPI, database: Database, status: int
@@ -369,6 +372,7 @@ def test_a_function_scoped_session_listed_later_that_cannot_commit_drops_the_job
         assert database.labels() == []
 
 
+@pytest.mark.fault("R6")
 def test_an_error_that_a_later_dependency_swallows_drops_the_jobs_only_from_the_bottom(
     handover: Dependency, app: FastAPI, database: Database
 ) -> None:
@@ -388,6 +392,7 @@ def test_an_error_that_a_later_dependency_swallows_drops_the_jobs_only_from_the_
         assert database.labels() == ([] if is_last_of_all(handover) else ["a"])
 
 
+@pytest.mark.fault("R6")
 def test_an_error_that_an_earlier_dependency_swallows_drops_the_jobs(
     handover: Dependency, app: FastAPI, database: Database
 ) -> None:
@@ -549,6 +554,7 @@ def test_a_request_scoped_yield_dependency_can_take_the_collector_only_from_the_
 # -- when the commit fails -----------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F24")
 def test_jobs_that_could_not_be_stored_are_a_503_that_passes_middleware(
     handover: Dependency, app: FastAPI, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -631,6 +637,7 @@ def full_disk(database: Database) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.fault("F22")
 def test_a_commit_whose_outcome_nobody_knows_is_a_500_that_names_the_jobs(
     handover: Dependency, app: FastAPI, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -654,6 +661,7 @@ def test_a_commit_whose_outcome_nobody_knows_is_a_500_that_names_the_jobs(
     assert "may or may not be stored" in caplog.text
 
 
+@pytest.mark.fault("F28")
 def test_a_file_found_replaced_after_the_commit_is_never_reported_as_not_stored(
     handover: Dependency, app: FastAPI, database: Database
 ) -> None:
@@ -881,6 +889,7 @@ def test_a_cors_preflight_stores_nothing(handover: Dependency, app: FastAPI, dat
         assert database.labels() == []
 
 
+@pytest.mark.foreign_bug(21)
 def test_a_returned_background_task_stays_in_memory(handover: Dependency, app: FastAPI, database: Database) -> None:
     ran: list[list[str]] = []
 
@@ -923,6 +932,7 @@ def test_an_application_that_is_called_twice_for_one_request_stores_the_jobs_of_
 # -- clients that leave, and requests that are cancelled -----------------------------------------------------
 
 
+@pytest.mark.fault("F49")
 async def test_a_client_that_left_before_the_commit_loses_nothing(
     handover: Dependency, app: FastAPI, database: Database
 ) -> None:
@@ -945,6 +955,7 @@ async def test_a_client_that_left_before_the_commit_loses_nothing(
         await eventually(lambda: database.labels() == ["a", "b"])
 
 
+@pytest.mark.fault("F49")
 async def test_a_request_cancelled_in_its_route_stores_nothing(
     handover: Dependency, dq: DurableQ, database: Database
 ) -> None:
@@ -966,6 +977,8 @@ async def test_a_request_cancelled_in_its_route_stores_nothing(
         assert database.labels() == []
 
 
+@pytest.mark.fault("F49")
+@pytest.mark.foreign_bug(54)
 async def test_a_request_cancelled_in_its_commit_stores_all_of_its_jobs(
     handover: Dependency, dq: DurableQ, database: Database
 ) -> None:
@@ -1025,6 +1038,7 @@ async def test_a_task_added_while_the_request_commits_is_refused(
         assert database.labels() == ["a"]
 
 
+@pytest.mark.fault("F57")
 def test_a_task_added_after_the_request_is_refused(handover: Dependency, app: FastAPI, database: Database) -> None:
     collectors: list[TaskCollector] = []
 
@@ -1058,6 +1072,7 @@ def test_a_task_added_after_the_route_failed_is_refused(handover: Dependency, ap
         assert database.labels() == []
 
 
+@pytest.mark.fault("F57")
 def test_a_job_is_never_dropped_silently_when_a_thread_adds_it_during_the_commit(
     handover: Dependency, app: FastAPI, dq: DurableQ, database: Database
 ) -> None:
@@ -1088,6 +1103,7 @@ def test_a_job_is_never_dropped_silently_when_a_thread_adds_it_during_the_commit
         assert database.labels() == []
 
 
+@pytest.mark.foreign_bug(22)
 def test_the_jobs_of_one_request_are_independent(
     handover: Dependency, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,6 +52,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
+@pytest.mark.fault("F2")
 def test_a_repeated_request_has_the_same_answer_and_adds_nothing(client: TestClient) -> None:
     answers = [client.post("/orders/7", headers={"Idempotency-Key": "k1"}) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [202] * 3

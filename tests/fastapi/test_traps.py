@@ -106,6 +106,7 @@ def test_the_jobs_of_a_request_that_failed_are_forgotten(app: FastAPI) -> None:
 # -- after the commit ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F57")
 def test_add_task_in_a_streaming_body_raises(app: FastAPI, database: Database) -> None:
     errors: list[BaseException | None] = []
 
@@ -125,6 +126,7 @@ def test_add_task_in_a_streaming_body_raises(app: FastAPI, database: Database) -
     assert "await dq.add_task(...)" in str(errors[0])
 
 
+@pytest.mark.fault("F57")
 def test_add_task_in_a_spawned_task_raises_once_the_request_is_over(app: FastAPI, database: Database) -> None:
     errors: list[BaseException | None] = []
     spawned: list[asyncio.Task[None]] = []

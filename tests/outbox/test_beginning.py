@@ -120,6 +120,7 @@ def test_it_works_where_no_queue_is(tmp_path: Path) -> None:
     assert Disk(path).mine == [1]
 
 
+@pytest.mark.foreign_bug(58, 68)
 @pytest.mark.parametrize("by_anyio", [False, True])
 async def test_one_that_is_cancelled_leaves_no_lock_behind(dq: DurableQ, disk: Disk, by_anyio: bool) -> None:
     """The driver's thread may get the lock just when nobody waits for it any more."""
@@ -141,6 +142,7 @@ async def test_one_that_is_cancelled_leaves_no_lock_behind(dq: DurableQ, disk: D
             assert not connection.in_transaction
 
 
+@pytest.mark.foreign_bug(58)
 async def test_one_that_is_cancelled_while_it_waits_stops_waiting(dq: DurableQ, disk: Disk) -> None:
     async with aiosqlite.connect(disk.path) as connection:
         with locked(disk):

@@ -46,6 +46,7 @@ def states(disk: Disk) -> dict[int, str]:
     return dict(disk.rows("SELECT json_extract(args, '$.x'), state FROM durableq_jobs"))
 
 
+@pytest.mark.fault("F5")
 async def test_whoever_is_killed_and_whenever_each_success_has_written_once(
     dq: DurableQ, disk: Disk, workers: list[PythonProcess]
 ) -> None:

@@ -79,6 +79,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
+@pytest.mark.fault("R9")
 async def test_an_uncommitted_session_of_the_request_is_refused_after_a_second(
     dq: DurableQ, send: Task[[int], int], plain_engine: Engine, disk: Disk, quiet: pytest.LogCaptureFixture
 ) -> None:
@@ -115,6 +116,7 @@ async def test_one_in_a_thread_is_refused_likewise(
     assert disk.jobs == []
 
 
+@pytest.mark.fault("R9")
 @pytest.mark.parametrize("statement", ["INSERT INTO mine VALUES (1)", "SELECT * FROM mine"])
 async def test_one_of_a_configured_engine_is_refused_at_once(
     dq: DurableQ,

@@ -141,6 +141,7 @@ def driver_of_another_library(module: str) -> Any:
     return type("Connection", (), {"__module__": module, "in_transaction": True})()
 
 
+@pytest.mark.fault("R5")
 @pytest.mark.parametrize("module", ["pysqlite3.dbapi2", "apsw", "sqlcipher3.dbapi2", "pysqlcipher3.dbapi2"])
 async def test_another_sqlite_library_is_refused(dq: DurableQ, send: Task[[int], int], module: str) -> None:
     driver = driver_of_another_library(module)
@@ -148,6 +149,7 @@ async def test_another_sqlite_library_is_refused(dq: DurableQ, send: Task[[int],
         dq.within(driver).add_task(send, 1)
 
 
+@pytest.mark.fault("R5")
 async def test_another_sqlite_library_under_an_engine_is_refused(
     dq: DurableQ, send: Task[[int], int], disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

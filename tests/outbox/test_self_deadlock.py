@@ -40,6 +40,7 @@ def refused_at_once() -> Iterator[None]:
 
 
 class TestWithJobsInIt:
+    @pytest.mark.fault("R9")
     async def test_adding_outside_of_it_is_refused_until_its_end(
         self, working: DurableQ, send: Task[[int], int], kind: Kind, disk: Disk
     ) -> None:
@@ -64,6 +65,7 @@ class TestWithJobsInIt:
             await working.add_task(send, 2)
         assert disk.jobs == [2]
 
+    @pytest.mark.fault("R9")
     async def test_a_task_that_it_starts_is_refused_too(
         self, working: DurableQ, send: Task[[int], int], kind: Kind, disk: Disk
     ) -> None:

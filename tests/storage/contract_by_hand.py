@@ -171,6 +171,7 @@ class ByHand:
 
 
 class Pruning:
+    @pytest.mark.foreign_bug(71)
     async def test_only_what_finished_long_ago_in_that_state_is_pruned(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:

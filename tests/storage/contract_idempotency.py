@@ -25,6 +25,7 @@ class IdempotencyKeys:
         assert await stored(storage, first.id) == before
         assert [lease.id for lease in await claim(storage)] == [first.id]
 
+    @pytest.mark.foreign_bug(34)
     @pytest.mark.parametrize("outcome", [DONE, DEAD, Retried(BOOM, None), Released()])
     async def test_it_is_the_same_job_whatever_has_become_of_it(
         self, backend: Backend, storage: Storage, clock: ManualClock, outcome: Succeeded | Retried

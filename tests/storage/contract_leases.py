@@ -79,6 +79,8 @@ class Leases:
         assert await watch(reaper, clock, LEASE + HEARTBEAT)
         assert not await renew(storage, clock, {lease.key})
 
+    @pytest.mark.fault("F10")
+    @pytest.mark.foreign_bug(37)
     async def test_a_late_heartbeat_cannot_take_the_lease_back(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:
@@ -92,6 +94,7 @@ class Leases:
         assert await settle(storage, [(lease, DONE)]) == {lease.seq}
         assert await settle(reaper, [(taken, DONE)]) == frozenset()
 
+    @pytest.mark.foreign_bug(28, 41)
     async def test_heartbeats_keep_a_lease_for_as_long_as_they_come(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:
@@ -102,6 +105,8 @@ class Leases:
             assert await renew(storage, clock, {lease.key})
         assert await settle(storage, [(lease, DONE)]) == frozenset()
 
+    @pytest.mark.fault("R3")
+    @pytest.mark.foreign_bug(9, 17)
     async def test_a_claim_whose_answer_was_lost_is_handed_back_once_it_was_missing_twice(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:
@@ -113,6 +118,7 @@ class Leases:
         assert (job.state, job.attempt, job.crashes) == (JobState.QUEUED, 0, 0)
         assert (await stored(storage, known.id)).state is JobState.RUNNING
 
+    @pytest.mark.foreign_bug(19, 40)
     async def test_a_claim_whose_answer_is_just_arriving_is_not_handed_back(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:
@@ -122,6 +128,7 @@ class Leases:
             await renew(storage, clock, [lease.key])
         assert (await stored(storage, lease.id)).state is JobState.RUNNING
 
+    @pytest.mark.foreign_bug(19, 40)
     async def test_nothing_is_handed_back_while_a_claim_is_under_way(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:
@@ -143,6 +150,8 @@ class Leases:
 
 
 class Reaping:
+    @pytest.mark.fault("F3", "F4")
+    @pytest.mark.foreign_bug(1, 5, 64)
     async def test_a_killed_worker_is_reaped_at_once(self, backend: Backend, storage: Storage) -> None:
         jobs = await backend.added(storage, 3)
         with PythonProcess("-m", "tests.storage.doomed_worker", backend.url, "2") as doomed:
@@ -201,6 +210,7 @@ class Reaping:
         assert states == [JobState.DEAD, JobState.QUEUED]
         assert [one.error_type for one in await storage.attempts(leases[0].id)] == ["WorkerDied"]
 
+    @pytest.mark.fault("R1")
     async def test_a_reaper_that_was_held_up_waits_a_heartbeat_before_it_judges(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:
@@ -221,6 +231,7 @@ class Reaping:
         reaper = await backend.worker()
         assert await reaper.reap(runs_again) == []
 
+    @pytest.mark.fault("R1")
     async def test_after_an_outage_longer_than_all_leases_nobody_is_reaped(
         self, backend: Backend, clock: ManualClock
     ) -> None:
@@ -236,6 +247,7 @@ class Reaping:
         for worker, lease in zip(workers, leases, strict=True):
             assert await settle(worker, [(lease, DONE)]) == frozenset()
 
+    @pytest.mark.fault("F36")
     async def test_setting_the_wall_clock_costs_nobody_a_lease(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:
@@ -246,6 +258,7 @@ class Reaping:
             assert await watch(reaper, clock, LEASE - 2 * HEARTBEAT) == []
             assert await renew(storage, clock, {lease.key})
 
+    @pytest.mark.fault("F20")
     async def test_a_reboot_charges_no_crash(self, backend: Backend, storage: Storage, clock: ManualClock) -> None:
         [lease] = await backend.claimed(storage)
         clock.reboot()
@@ -277,6 +290,8 @@ class Reaping:
         with pytest.raises(StorageUnusable, match="another host"):
             await storage.reap(runs_again)
 
+    @pytest.mark.fault("F55")
+    @pytest.mark.foreign_bug(35)
     async def test_two_reapers_take_a_dead_worker_back_once(
         self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:

@@ -129,6 +129,7 @@ class TestRefusals:
             await backend.open()
         assert entries(tmp_path) == []
 
+    @pytest.mark.fault("F26")
     @pytest.mark.parametrize("foreign", [b"dear diary\n" * 100, b"SQLite format 3", bytes(5000)])
     async def test_a_file_that_is_no_database_is_refused_untouched(
         self, backend: Backend, path: Path, foreign: bytes
@@ -139,6 +140,7 @@ class TestRefusals:
         assert content(path) == foreign
         assert f"{path.name}-wal" not in entries(path.parent)
 
+    @pytest.mark.fault("F19")
     async def test_a_newer_schema_is_refused_untouched(self, backend: Backend, path: Path) -> None:
         storage = await backend.open()
         await backend.added(storage)
@@ -152,6 +154,7 @@ class TestRefusals:
         with pytest.raises(SchemaTooNew):
             await asyncio.to_thread(backend.new_storage().insert_and_wait, [backend.job()])
 
+    @pytest.mark.fault("F26")
     async def test_a_damaged_file_is_refused_with_the_remedy(self, backend: Backend, path: Path) -> None:
         storage = await backend.open()
         await backend.added(storage, 200, args_json=json.dumps("x" * 20_000))
@@ -178,6 +181,7 @@ class TestRefusals:
         await asyncio.to_thread(Backend(f"sqlite:///{path}").new_storage().insert_and_wait, [job])
         assert await (await backend.open()).get(job.id) == job
 
+    @pytest.mark.fault("F34")
     @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "9p"])
     async def test_a_network_file_system_is_refused_unless_allowed(
         self, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -195,6 +199,7 @@ class TestRefusals:
         _mount(monkeypatch, tmp_path, kind)
         await backend.open()
 
+    @pytest.mark.fault("F23")
     @pytest.mark.parametrize("read_only", ["file", "directory", "log"])
     def test_what_cannot_be_written_is_refused(self, read_only: str) -> None:
         directory = Path(tempfile.mkdtemp(prefix="durableq-"))  # not tmp_path: nobody but root may enter that
@@ -247,6 +252,7 @@ class TestSharedFile:
             ours = outside.execute("SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'").fetchall()
         assert all(name.startswith("durableq_") for (name,) in ours if name not in ("jobs", "durable"))
 
+    @pytest.mark.fault("F17")
     def test_processes_that_open_a_fresh_file_at_once_all_succeed(self, tmp_path: Path) -> None:
         with contextlib.ExitStack() as stack:
             openers = [stack.enter_context(PythonProcess("-m", "tests.storage.first_opener")) for _ in range(OPENERS)]
@@ -281,6 +287,7 @@ class TestMigrations:
         assert versions() == before
         assert len(before) == len(schema.migrations())
 
+    @pytest.mark.fault("F6")
     def test_a_migration_that_fails_leaves_the_version_before(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -194,6 +194,8 @@ def test_jobs_that_a_worker_may_not_take_cost_its_claim_nothing(database: sqlite
     assert steps_of(database, choose_statement(1, False), CHOICE) <= 5
 
 
+@pytest.mark.fault("F35")
+@pytest.mark.foreign_bug(72)
 def test_finished_jobs_cost_the_worker_nothing(database: sqlite3.Connection) -> None:
     fill(database, "succeeded", 50_000)
     for statement, values in (
@@ -217,6 +219,7 @@ def test_whether_work_is_left_is_answered_from_indexes(database: sqlite3.Connect
     assert steps_of(database, SQL["runnable"], values) <= 5
 
 
+@pytest.mark.fault("F35")
 @pytest.mark.parametrize("state", [None, JobState.DEAD, JobState.CANCELLED])
 def test_listing_what_is_rare_among_many_reads_only_what_it_shows(
     database: sqlite3.Connection, state: JobState | None
@@ -248,6 +251,8 @@ def test_one_job_is_read_by_its_id_among_many(database: sqlite3.Connection, stat
         assert steps_of(database, GET, {"id": job_id}) <= 1
 
 
+@pytest.mark.fault("F35")
+@pytest.mark.foreign_bug(72)
 def test_what_is_asked_for_regularly_costs_nothing_among_many(database: sqlite3.Connection) -> None:
     fill_with_everything(database, 10_000)
     database.execute("UPDATE durableq_jobs SET cancel_requested_at = 5 WHERE id IN ('runningaa1', 'succeededaa1')")

@@ -41,6 +41,7 @@ def wal_bytes(backend: Backend) -> int:
 
 
 class TestOneWriter:
+    @pytest.mark.fault("R4")
     async def test_two_queues_on_one_file_share_one_writer(self, backend: Backend, tmp_path: Path) -> None:
         await no_writers()
         one = await backend.worker()
@@ -56,6 +57,7 @@ class TestOneWriter:
         await backend.added(one)
         assert writers() == 1, "the first still uses it"
 
+    @pytest.mark.fault("R4")
     async def test_a_process_that_comes_by_another_path_sees_who_is_alive(
         self, backend: Backend, storage: Storage, tmp_path: Path
     ) -> None:
@@ -90,6 +92,8 @@ class TestOneWriter:
         with pytest.raises(ConfigurationError, match="durability='full'"):
             await backend.open(durability="normal")
 
+    @pytest.mark.fault("F15")
+    @pytest.mark.foreign_bug(25)
     async def test_both_durabilities_reach_sqlite(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for durability, level in (("full", 2), ("normal", 1)):
             found: list[int] = []
@@ -134,6 +138,7 @@ class TestHearingOfOthers:
 
 
 class TestLog:
+    @pytest.mark.foreign_bug(74)
     async def test_the_log_stays_bounded_under_load(self, backend: Backend, storage: Storage) -> None:
         largest = 0
         for _ in range(180):
@@ -142,6 +147,7 @@ class TestLog:
         assert os.stat(backend.url).st_size + largest > 30 * 10**6, "too little was written to show anything"
         assert largest < LOG_BYTES
 
+    @pytest.mark.foreign_bug(74)
     async def test_the_log_stays_bounded_when_few_but_large_jobs_come(self, backend: Backend, storage: Storage) -> None:
         await backend.added(storage, 2_000)
         largest = 0
@@ -150,6 +156,8 @@ class TestLog:
             largest = max(largest, wal_bytes(backend))
         assert largest < LOG_BYTES
 
+    @pytest.mark.fault("F25")
+    @pytest.mark.foreign_bug(74)
     async def test_the_log_stays_bounded_with_two_processes_writing(self, backend: Backend, storage: Storage) -> None:
         count = 25_000
         with PythonProcess("-m", "tests.storage.neighbour", backend.url, "adds", str(count)) as neighbour:
@@ -163,6 +171,7 @@ class TestLog:
         assert (own + count) * 2_500 > 110 * 10**6, "too little was written to show anything"
         assert largest < 110 * 10**6, f"the log has {largest / 10**6:.0f} MB, {own + count} jobs were added"
 
+    @pytest.mark.fault("F32")
     async def test_a_long_reader_raises_an_alarm_and_ends_without_harm(
         self, backend: Backend, storage: Storage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -184,6 +193,8 @@ class TestLog:
             reader.execute("COMMIT")
         await eventually(lambda: _stops_growing(backend, storage))
 
+    @pytest.mark.fault("F32")
+    @pytest.mark.foreign_bug(75)
     async def test_reads_leave_no_snapshot_behind(self, backend: Backend, storage: Storage) -> None:
         """A read that was cancelled must not keep the log from being taken in."""
         jobs = await backend.added(storage, 200)
@@ -212,6 +223,7 @@ async def _stops_growing(backend: Backend, storage: Storage) -> bool:
     return wal_bytes(backend) == before
 
 
+@pytest.mark.fault("R8")
 async def test_an_applications_own_transaction_gets_the_lock_under_our_full_load(
     backend: Backend, storage: Storage
 ) -> None:

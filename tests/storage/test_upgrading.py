@@ -121,6 +121,7 @@ async def upgraded(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Storage
 
 
 class TestWhatWasThere:
+    @pytest.mark.fault("F18")
     async def test_every_job_reads_as_before(self, upgraded: Storage) -> None:
         for job in OLD_JOBS.values():
             assert await stored(upgraded, job.id) == job
@@ -208,6 +209,7 @@ class TestTheUpgradeItself:
         assert await stored(again, "old-dead-0") == OLD_JOBS["dead-0"]
         assert versions(Path(backend.url)) == [version for version, _ in schema.migrations()]
 
+    @pytest.mark.fault("F6")
     def test_an_upgrade_that_fails_half_way_leaves_the_old_file(
         self, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -226,6 +228,7 @@ class TestTheUpgradeItself:
             assert connection.execute("SELECT count(*) FROM durableq_jobs").fetchone() == (len(OLD_JOBS),)
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
+    @pytest.mark.fault("F17", "F18")
     def test_processes_that_open_an_old_file_at_once_all_succeed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -108,6 +108,7 @@ class TestGroups:
         await asyncio.gather(*first, *adding, settling, renewing)
         assert order[-1] == "heavy"
 
+    @pytest.mark.foreign_bug(50)
     async def test_a_heartbeat_goes_before_whatever_else_waits(
         self, backend: Backend, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -140,6 +141,8 @@ class TestGroups:
         assert commits(statements) - before >= 2
         assert (await storage.counts())[JobState.QUEUED] == 5_003
 
+    @pytest.mark.fault("F49")
+    @pytest.mark.foreign_bug(54)
     async def test_a_cancelled_verb_is_done_whole_or_not_at_all(self, backend: Backend, storage: Storage) -> None:
         jobs = await backend.added(storage, 40)
         for number, job in enumerate(jobs):
@@ -212,6 +215,7 @@ class TestOneBadOperation:
 
 
 class TestWaiting:
+    @pytest.mark.fault("F24")
     async def test_a_lock_held_elsewhere_too_long_is_busy_and_names_the_holder(
         self, backend: Backend, storage: Storage, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -54,6 +54,7 @@ class TestFullDisk:
         await storage.insert([job])
         assert await stored(storage, job.id) == job
 
+    @pytest.mark.fault("F21", "R2")
     async def test_when_the_disk_is_full_each_add_of_a_group_is_told_the_truth(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -66,6 +67,7 @@ class TestFullDisk:
             assert (await storage.get(job.id) is None) is isinstance(result, StorageFull)
         assert sum(isinstance(result, StorageFull) for result in results) >= 4
 
+    @pytest.mark.fault("F21", "R2")
     async def test_a_full_disk_that_undoes_the_transaction_leaves_nothing_of_its_group(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -121,6 +123,7 @@ class TestFullDisk:
         assert await storage.get(job.id) is None
         await storage.insert([job])
 
+    @pytest.mark.fault("F21")
     def test_a_disk_that_is_full_refuses_and_when_there_is_room_work_goes_on(self, tmp_path: Path) -> None:
         mount_and_run = 'mount -t tmpfs -o size=4m tmpfs "$1" && exec "$2" -m tests.storage.limited_disk "$1" disk'
         try:
@@ -133,6 +136,7 @@ class TestFullDisk:
         assert all((answer == "stored") is is_found for answer, is_found in told)
         assert told[-1] == ["stored", True]
 
+    @pytest.mark.fault("F21", "F23")
     def test_a_file_size_limit_refuses_and_when_it_is_lifted_work_goes_on(self, tmp_path: Path) -> None:
         with PythonProcess("-m", "tests.storage.limited_disk", str(tmp_path), "file-size") as limited:
             told = limited.read()
@@ -143,6 +147,7 @@ class TestFullDisk:
 
 
 class TestFailingCommit:
+    @pytest.mark.fault("F22")
     @pytest.mark.parametrize("hidden", [False, True])
     async def test_one_failed_commit_is_repeated_and_stores_once(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch, hidden: bool
@@ -155,6 +160,7 @@ class TestFailingCommit:
         assert commits.count == 0
         assert [lease.id for lease in await claim(storage)] == [job.id for job in jobs]
 
+    @pytest.mark.fault("F22")
     @pytest.mark.parametrize("hidden", [False, True])
     async def test_two_failed_commits_are_an_unknown_outcome_that_names_the_jobs(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch, hidden: bool
@@ -184,6 +190,7 @@ class TestFailingCommit:
             assert result.job_ids == (job.id,)
             assert [other.id in str(result) for other in jobs] == [other is job for other in jobs]
 
+    @pytest.mark.fault("F22")
     @pytest.mark.parametrize("hidden", [False, True])
     async def test_a_settle_whose_commit_failed_once_is_settled_once(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch, hidden: bool
@@ -216,6 +223,8 @@ class TestFailingCommit:
 
 
 class TestFileGone:
+    @pytest.mark.fault("F28", "F29")
+    @pytest.mark.foreign_bug(26)
     @pytest.mark.parametrize("suffix", ["", "-wal"])
     async def test_a_file_deleted_while_open_acknowledges_nothing_more(
         self, backend: Backend, storage: Storage, suffix: str
@@ -230,6 +239,8 @@ class TestFileGone:
         with pytest.raises(FileReplaced):
             await storage.exchange([], None)
 
+    @pytest.mark.fault("F28")
+    @pytest.mark.foreign_bug(26)
     async def test_a_file_replaced_while_open_acknowledges_nothing_more(
         self, backend: Backend, storage: Storage, tmp_path: Path
     ) -> None:
@@ -251,6 +262,7 @@ class TestFileGone:
 
 
 class TestDamage:
+    @pytest.mark.fault("F26")
     async def test_damage_met_while_running_stops_the_queue(self, backend: Backend) -> None:
         storage = await backend.open()
         await backend.added(storage, 2_000, args_json=json.dumps("x" * 10_000))
@@ -274,6 +286,7 @@ def _trash_most_pages(path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 class TestFork:
+    @pytest.mark.fault("F16")
     async def test_a_forked_child_refuses_the_handle_and_the_parent_is_unharmed(
         self, backend: Backend, storage: Storage
     ) -> None:
@@ -284,6 +297,7 @@ class TestFork:
         await backend.added(storage)
         assert await settle(storage, [(lease, DONE)]) == frozenset()
 
+    @pytest.mark.fault("F16", "R4")
     async def test_a_forked_child_that_ends_leaves_the_parents_lock_held(
         self, backend: Backend, storage: Storage
     ) -> None:
