@@ -1,0 +1,97 @@
+"""``python -m durableq``: what an operator types, and reads."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from durableq import DurableQ
+from durableq.cli import app
+from durableq.encryption import KeyRing, new_key
+
+runner = CliRunner()
+
+
+async def echo(text: str) -> str:
+    return text
+
+
+def stored_in_clear(path: Path) -> Path:
+    async def store() -> None:
+        dq = DurableQ(path, worker=False)
+        dq.task(name="echo")(echo)
+        async with dq.running():
+            for text in ("one", "two"):
+                await dq.add_task(echo, text)
+
+    asyncio.run(store())
+    return path
+
+
+def all_arguments(path: Path) -> str:
+    with closing(sqlite3.connect(path)) as connection:
+        return " ".join(args for (args,) in connection.execute("SELECT args FROM durableq_jobs"))
+
+
+def rotate(path: Path, keys: str) -> Result:
+    return runner.invoke(app, ["rotate-keys", str(path)], env={"DURABLEQ_ENCRYPTION_KEYS": keys})
+
+
+def test_a_new_key_is_one_that_a_key_ring_takes() -> None:
+    printed = [runner.invoke(app, ["new-key"]).stdout.strip() for _ in range(2)]
+    assert printed[0] != printed[1]
+    KeyRing({"2026-11": printed[0]})
+
+
+def test_rotate_keys_encrypts_what_is_stored_and_says_how_much(tmp_path: Path) -> None:
+    path = stored_in_clear(tmp_path / "jobs.db")
+    first, second = new_key(), new_key()
+    ran = rotate(path, f"first:{first}")
+    assert (ran.exit_code, ran.stdout) == (0, "2 jobs: 2 arguments and 0 results encrypted anew.\n")
+    assert "one" not in all_arguments(path)
+    ran = rotate(path, f"second:{second},first:{first}")
+    assert (ran.exit_code, ran.stdout) == (0, "2 jobs: 2 arguments and 0 results encrypted anew.\n")
+    ran = rotate(path, f"second:{second}")
+    assert (ran.exit_code, ran.stdout) == (0, "2 jobs: 0 arguments and 0 results encrypted anew.\n")
+
+
+def test_rotate_keys_leaves_what_it_cannot_read_and_fails(tmp_path: Path) -> None:
+    path = stored_in_clear(tmp_path / "jobs.db")
+    assert rotate(path, f"lost:{new_key()}").exit_code == 0
+    before = all_arguments(path)
+    ran = rotate(path, f"other:{new_key()}")
+    assert ran.exit_code == 1
+    assert "2 could not be read" in ran.stdout
+    assert all_arguments(path) == before
+
+
+def test_rotate_keys_without_keys_says_where_to_put_them(tmp_path: Path) -> None:
+    ran = rotate(stored_in_clear(tmp_path / "jobs.db"), "")
+    assert ran.exit_code == 2
+    assert "DURABLEQ_ENCRYPTION_KEYS" in ran.stderr
+    assert "Traceback" not in ran.output
+
+
+def test_rotate_keys_of_a_file_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    ran = rotate(tmp_path / "typo.db", f"first:{new_key()}")
+    assert ran.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["torture", "new-key", "rotate-keys"])
+def test_every_command_explains_itself(command: str) -> None:
+    ran = runner.invoke(app, [command, "--help"])
+    assert ran.exit_code == 0
+    assert "Usage:" in ran.stdout
+
+
+def test_without_typer_the_command_says_what_to_install() -> None:
+    script = "import sys; sys.modules['typer'] = None; from durableq.__main__ import main; main()"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "pip install 'durableq[cli]'" in ran.stderr
