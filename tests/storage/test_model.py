@@ -469,7 +469,7 @@ def test_a_job_lives_as_the_model_says() -> None:
     run_state_machine_as_test(
         JobsLife,
         settings=settings(
-            max_examples=EXAMPLES or 60,
+            max_examples=EXAMPLES or 200,
             stateful_step_count=50,
             derandomize=not EXAMPLES,
             database=None,

@@ -48,6 +48,8 @@ HOT = [
     pytest.param(SQL["prune_jobs"], {"seqs": SEQS}, "INTEGER PRIMARY KEY", id="prune"),
     pytest.param(SQL["prune_attempts"], {"seqs": SEQS}, "PRIMARY KEY", id="prune attempts"),
     pytest.param(SQL["attempts_of_job"], {"id": "x"}, "PRIMARY KEY", id="attempts of a job"),
+    pytest.param(SQL["longest_due"], {}, "durableq_jobs_claim", id="longest due"),
+    pytest.param(SQL["count_missing"], {"ids": IDS}, "sqlite_autoindex_durableq_jobs_1", id="count missing"),
     pytest.param(SQL["audit_of_job"], {"id": "x"}, "durableq_audit_job", id="audit"),
 ]
 

@@ -386,14 +386,9 @@ def _find_all(connection: sqlite3.Connection, inserts: Sequence[Insert], conflic
     """Look for every single job, when fewer were stored than came: a replay finds them there. Raises when not."""
     jobs = [job.id for operation in inserts for addition in operation.additions for job in addition.jobs]
     ids = json.dumps([job_id for job_id in jobs if job_id not in conflicts])
-    missing = connection.execute(_MISSING, {"ids": ids}).fetchone()[0]
+    missing = connection.execute(SQL["count_missing"], {"ids": ids}).fetchone()[0]
     if missing:
         raise InvariantBroken("storing jobs", expected=f"all {len(jobs)} to be there", found=f"{missing} missing")
-
-
-_MISSING: Final = """
-SELECT count(*) FROM json_each(:ids) WHERE NOT EXISTS (SELECT 1 FROM durableq_jobs WHERE id = value)
-"""
 
 
 def without_claims(group: Iterable[Operation]) -> list[Operation]:

@@ -194,6 +194,10 @@ UPDATE durableq_jobs SET
     END
 WHERE seq IN (SELECT value FROM json_each(:seqs)) AND finished_at IS NOT NULL;
 
+-- name: count_missing
+-- How many of the given jobs are not stored. Index: unique id.
+SELECT count(*) FROM json_each(:ids) WHERE NOT EXISTS (SELECT 1 FROM durableq_jobs WHERE id = value);
+
 -- name: lost_leases
 -- Those of the given leases that no longer hold. Index: primary key.
 SELECT json_group_array(json_extract(value, '$[0]'))
@@ -433,6 +437,28 @@ SELECT EXISTS (
     SELECT 1 FROM durableq_jobs WHERE state = 'scheduled' AND run_at <= :now
         AND queue IN (SELECT value FROM json_each(:queues)) AND task IN (SELECT value FROM json_each(:tasks))
 );
+
+-- name: longest_due
+-- Since when the job has been due that has waited longest among those that are next in their queue and task. Goes from
+-- the first job of one queue and task to that of the next. Index: claim.
+WITH RECURSIVE head(seq) AS (
+    SELECT * FROM (
+        SELECT seq FROM durableq_jobs WHERE state = 'queued' AND crashes = 0
+        ORDER BY queue, task, priority DESC, seq LIMIT 1
+    )
+    UNION ALL
+    SELECT coalesce((
+        SELECT next.seq FROM durableq_jobs AS next
+        WHERE next.state = 'queued' AND next.crashes = 0 AND next.queue = here.queue AND next.task > here.task
+        ORDER BY next.task, next.priority DESC, next.seq LIMIT 1
+    ), (
+        SELECT next.seq FROM durableq_jobs AS next
+        WHERE next.state = 'queued' AND next.crashes = 0 AND next.queue > here.queue
+        ORDER BY next.queue, next.task, next.priority DESC, next.seq LIMIT 1
+    )) FROM head JOIN durableq_jobs AS here ON here.seq = head.seq
+    LIMIT 1000
+)
+SELECT min(run_at) FROM head JOIN durableq_jobs USING (seq);
 
 -- name: live_tasks
 -- Names with jobs that wait to be claimed. Index: claim, suspect.

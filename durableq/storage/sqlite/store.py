@@ -147,7 +147,7 @@ class SqliteStorage:
         )
 
     async def longest_wait(self) -> float | None:
-        [(due,)] = await self._reader.fetch(_LONGEST_DUE)
+        [(due,)] = await self._reader.fetch(SQL["longest_due"])
         return None if due is None else max(self._clock.wall() - due, 0) / SECOND
 
     async def register(self, wake_up: WakeUp | None, cancel: Cancel | None = None) -> int:
@@ -487,29 +487,6 @@ class SqliteStorage:
 
 
 _impatience: Final = attrgetter("impatient")
-
-
-_LONGEST_DUE: Final = """
-WITH RECURSIVE head(seq) AS (
-    SELECT * FROM (
-        SELECT seq FROM durableq_jobs WHERE state = 'queued' AND crashes = 0
-        ORDER BY queue, task, priority DESC, seq LIMIT 1
-    )
-    UNION ALL
-    SELECT coalesce((
-        SELECT next.seq FROM durableq_jobs AS next
-        WHERE next.state = 'queued' AND next.crashes = 0 AND next.queue = here.queue AND next.task > here.task
-        ORDER BY next.task, next.priority DESC, next.seq LIMIT 1
-    ), (
-        SELECT next.seq FROM durableq_jobs AS next
-        WHERE next.state = 'queued' AND next.crashes = 0 AND next.queue > here.queue
-        ORDER BY next.queue, next.task, next.priority DESC, next.seq LIMIT 1
-    )) FROM head JOIN durableq_jobs AS here ON here.seq = head.seq
-    LIMIT 1000
-)
-SELECT min(run_at) FROM head JOIN durableq_jobs USING (seq)
-"""
-"""Goes from the first job of one queue and task to that of the next. Index: claim."""
 
 
 def _always(_: object) -> bool:
