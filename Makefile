@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PORT ?= 8000
 
-.PHONY: help demo payments run test test-floor check format bench torture audit strace clean
+.PHONY: help demo payments run test test-floor check format bench torture mutate audit strace clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,7 +23,7 @@ test: $(VENV)/ready strace test-floor ## Run the tests, on the newest FastAPI an
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=
 
 test-floor: $(FLOOR)/ready
-	$(FLOOR)/bin/python -m pytest tests/fastapi -q
+	$(FLOOR)/bin/python -m pytest tests/fastapi -q -n 2 --dist loadfile
 
 check: $(VENV)/ready ## Formatting, lint, types, import layers, known weaknesses
 	$(BIN)/ruff format --check .
@@ -42,6 +42,10 @@ bench: $(VENV)/ready ## Measure ourselves against the raw disk and FastAPI's own
 torture: $(VENV)/ready strace ## Try for an hour to make it break its promises, on this disk
 	$(BIN)/python -m durableq torture --full --json docs/torture.json
 	DURABLEQ_MODEL_EXAMPLES=10000 $(BIN)/python -m pytest -q tests/storage/test_model.py
+
+mutate: $(VENV)/ready ## Put small faults in, and see whether a test notices; GROUP=codec for some only
+	$(BIN)/pip install --quiet --disable-pip-version-check --group mutation
+	$(BIN)/python -m tests.mutation $(GROUP)
 
 audit: $(VENV)/ready ## Look up known vulnerabilities of what is installed
 	$(BIN)/pip-audit --skip-editable

@@ -274,11 +274,11 @@ def _end(text: str, at: int, rest: str) -> int:
 
 
 def _without_cut(head: str, text: str) -> str:
-    """A text that was cut to its length may end in the very beginning of a value."""
+    """A text that was cut to its length may end in the very beginning of a value; the longest that fits is hidden."""
     end = text[-_SHORTEST:]
-    at = head.find(end)
+    at = head.rfind(end)
     while at >= 0 and not text.endswith(head[: at + _SHORTEST]):
-        at = head.find(end, at + 1)
+        at = head.rfind(end, 0, at + _SHORTEST - 1)
     return text if at < 0 else text[: -at - _SHORTEST] + MASKED
 
 

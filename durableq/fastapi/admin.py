@@ -77,7 +77,7 @@ class Principal:
     role: Role = "admin"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", one_line(self.name))  # it may come from a header
+        object.__setattr__(self, "name", one_line(self.name).strip())  # it may come from a header
         if not 1 <= len(self.name) <= _NAME_CHARACTERS:
             raise ConfigurationError(
                 f"expected a principal's name of 1 to {_NAME_CHARACTERS} characters, got {len(self.name)}"

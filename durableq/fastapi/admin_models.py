@@ -235,7 +235,7 @@ def _summary(job: Job[Any], redactor: Redactor) -> dict[str, Any]:
         done, total, message = job.progress
         shown = None if message is None else redactor.text(message)
         fields["progress"] = ProgressRecord(done=done, total=total, message=shown)
-    return fields | {"tags": list(job.tags)}
+    return fields
 
 
 def _attempt(attempt: Attempt, redactor: Redactor) -> AttemptRecord:

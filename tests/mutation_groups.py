@@ -1,0 +1,108 @@
+"""Which modules are mutated together, and which tests stand for them: the fast ones that look at them most closely."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules, and the tests that stand for them."""
+
+    name: str
+    modules: Sequence[str]
+    tests: Sequence[str]
+    slow_too: str = "nothing"
+    """Tests whose names have this are run for each fault, however long they take."""
+
+
+STATEMENT_TESTS = (
+    "tests/storage/test_contract.py",
+    "tests/storage/test_details.py",
+    "tests/storage/test_writer_details.py",
+    "tests/storage/test_finished_doorbell.py",
+    "tests/storage/test_invariants.py",
+    "tests/storage/test_leftovers.py",
+    "tests/storage/test_own_transactions.py",
+    "tests/storage/test_unique_replays.py",
+)
+WRITER_TESTS = (
+    *STATEMENT_TESTS,
+    "tests/storage/test_checkpoint_details.py",
+    "tests/storage/test_sharing.py",
+    "tests/storage/test_versions.py",
+    "tests/storage/test_writer.py",
+    "tests/storage/test_writer_faults.py",
+)
+STORAGE_TESTS = (
+    *WRITER_TESTS,
+    "tests/storage/test_opening.py",
+    "tests/storage/test_plans.py",
+    "tests/storage/test_upgrading.py",
+)
+
+GROUPS = (
+    Group("retry", ["retry"], ["tests/test_retry.py", "tests/test_retry_details.py"]),
+    Group(
+        "decisions",
+        ["engine.decisions"],
+        ["tests/test_decisions.py", "tests/test_decisions_details.py", "tests/engine/test_retry_signals.py"],
+    ),
+    Group(
+        "codec",
+        ["codec", "options"],
+        [
+            "tests/test_codec.py",
+            "tests/test_codec_refusals.py",
+            "tests/test_codec_details.py",
+            "tests/test_options.py",
+            "tests/test_options_details.py",
+        ],
+    ),
+    Group(
+        "leases",
+        ["engine.claimer", "engine.settler", "engine.reaper", "engine.heartbeat"],
+        [
+            "tests/engine/test_lease_details.py",
+            "tests/engine/test_care_details.py",
+            "tests/engine/test_worker.py",
+        ],
+        slow_too="test_care_details",
+    ),
+    Group("redaction", ["redaction"], ["tests/test_redaction.py", "tests/test_redaction_details.py"]),
+    Group("encryption", ["encryption"], ["tests/test_encryption.py", "tests/test_encryption_details.py"]),
+    Group(
+        "auth",
+        ["fastapi.admin", "fastapi.admin_answers", "fastapi.admin_models"],
+        ["tests/fastapi/test_admin.py", "tests/fastapi/test_admin_details.py", "tests/fastapi/test_security.py"],
+    ),
+    Group(
+        "statements",
+        [
+            f"storage.sqlite.{name}"
+            for name in (
+                "insertion",
+                "settling",
+                "transitions",
+                "rows",
+                "liveness",
+                "payloads",
+                "statements",
+                "replies",
+            )
+        ],
+        STATEMENT_TESTS,
+    ),
+    Group(
+        "writing",
+        [f"storage.sqlite.{name}" for name in ("group", "inbox", "checkpoint", "versions")],
+        WRITER_TESTS,
+    ),
+)
+BY_NAME = (
+    Group(
+        "store",
+        [f"storage.sqlite.{name}" for name in ("writer", "sharing", "store", "lookout", "reader", "connection")],
+        [*STORAGE_TESTS, "tests/outbox/test_self_deadlock.py", "tests/outbox/test_beginning.py"],
+    ),
+)
+"""Groups that run only when they are named, and are in no figures: nobody has gone through what survives there."""
