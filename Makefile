@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PORT ?= 8000
+SEED ?= 1
 
 .PHONY: help demo payments run test test-floor check format bench torture mutate audit strace clean
 
@@ -40,8 +41,10 @@ bench: $(VENV)/ready ## Measure ourselves against the raw disk and FastAPI's own
 	@$(BIN)/python -m benchmarks
 
 torture: $(VENV)/ready strace ## Try for an hour to make it break its promises, on this disk
-	$(BIN)/python -m durableq torture --full --json docs/torture.json
-	DURABLEQ_MODEL_EXAMPLES=10000 $(BIN)/python -m pytest -q tests/storage/test_model.py
+	DURABLEQ_MODEL_EXAMPLES=10000 DURABLEQ_FUZZ_CASES=50000 $(BIN)/python -m pytest -q --hypothesis-seed=$(SEED) \
+		tests/storage/test_model.py tests/fastapi/test_security_fuzz.py & generated=$$!; \
+	$(BIN)/python -m durableq torture --full --seed $(SEED) --json docs/torture.json; broken=$$?; \
+	wait $$generated && exit $$broken
 
 mutate: $(VENV)/ready ## Put small faults in, and see whether a test notices; GROUP=codec for some only
 	$(BIN)/pip install --quiet --disable-pip-version-check --group mutation

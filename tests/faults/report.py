@@ -1,7 +1,7 @@
 """Writes docs/reliability.md: ``python -m tests.faults.report``.
 
-A torture run is published in docs/torture.json: an object whose ``checks`` are the verdicts, each with ``name``,
-``promise``, ``tried``, ``wrong``, ``figures`` and ``skipped``; all else in it (seed, versions) is shown as it is.
+A torture run is published in docs/torture.json, as ``durableq torture --json`` writes it: an object whose ``checks``
+are the verdicts; all else in it (seed, versions) is shown as it is.
 """
 
 import json
@@ -16,6 +16,8 @@ from tests.faults.matrix import NOT_APPLICABLE, SECTIONS, Fault
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 REPORT: Final = DOCS / "reliability.md"
 TORTURE: Final = DOCS / "torture.json"
+NORMAL: Final = 'with durability="normal"'
+"""The figure of the power cuts that shows that the check can fail."""
 
 PROMISES: Final = """\
 # Reliability
@@ -68,16 +70,19 @@ NO_TORTURE: Final = (
 def report() -> str:
     """Return the whole page. Depends on the sources of the tests and on the published torture run alone."""
     evidence = read_evidence()
-    parts = [PROMISES, _torture(), _matrix(evidence), _foreign_bugs(evidence)]
+    run = json.loads(TORTURE.read_text()) if TORTURE.exists() else None
+    parts = [PROMISES + _seen_of_normal(run), _torture(run), _matrix(evidence), _foreign_bugs(evidence)]
     return "\n".join(parts)
 
 
-def _torture() -> str:
-    heading = "## Torture\n\n"
-    if not TORTURE.exists():
-        return heading + NO_TORTURE
-    run: dict[str, Any] = json.loads(TORTURE.read_text())
-    return heading + "".join(_torture_lines(run))
+def _seen_of_normal(run: dict[str, Any] | None) -> str:
+    checks = [] if run is None else run["checks"]
+    seen = [check["figures"][NORMAL] for check in checks if NORMAL in check["figures"]]
+    return "".join(f"\nSeen when the power was cut in the run below: {figure}.\n" for figure in seen)
+
+
+def _torture(run: dict[str, Any] | None) -> str:
+    return "## Torture\n\n" + (NO_TORTURE if run is None else "".join(_torture_lines(run)))
 
 
 def _torture_lines(run: dict[str, Any]) -> Iterable[str]:
@@ -86,12 +91,12 @@ def _torture_lines(run: dict[str, Any]) -> Iterable[str]:
     for name, value in run.items():
         if name != "checks":
             yield f"- {name.replace('_', ' ')}: {_plain(value)}\n"
-    yield "\n| Check | What has to hold | Tried | Wrong | Measured |\n|---|---|---|---|---|\n"
+    yield "\n| Check | What has to hold | Tried | Wrong | Took | Measured |\n|---|---|---|---|---|---|\n"
     for check in checks:
         skipped = check.get("skipped")
         wrong = f"skipped: {skipped}" if skipped else _plain(check.get("wrong") or 0)
-        cells = (check["name"], check["promise"], check.get("tried", 0), wrong, _plain(check.get("figures", {})))
-        yield _row(*map(str, cells))
+        took = f"{check['seconds']:.0f} s"
+        yield _row(check["name"], check["promise"], f"{check['tried']:,}", wrong, took, _plain(check["figures"]))
 
 
 def _plain(value: Any) -> str:

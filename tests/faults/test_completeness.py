@@ -47,13 +47,17 @@ def test_a_marker_is_found_wherever_its_test_stands(tmp_path: Path) -> None:
 
 
 def test_a_published_torture_run_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = {"name": "power cuts", "promise": "nothing is lost", "tried": 5000, "wrong": [], "figures": {"p99": "3 ms"}}
-    skipped = {"name": "full disks", "promise": "it goes on", "tried": 0, "skipped": "needs strace"}
+    figures = {page.NORMAL: "12 of 20 lost"}
+    check = {"name": "power cuts", "promise": "nothing is lost", "tried": 5000, "wrong": [], "figures": figures}
+    skipped = {"name": "full disks", "promise": "it goes on", "tried": 0, "wrong": [], "figures": {}}
+    check |= {"skipped": None, "seconds": 61.2}
+    skipped |= {"skipped": "needs strace", "seconds": 0.0}
     run = {"seed": 7, "versions": {"SQLite": "3.51.3"}, "checks": [check, skipped]}
     (tmp_path / "torture.json").write_text(json.dumps(run))
     monkeypatch.setattr(page, "TORTURE", tmp_path / "torture.json")
     lines = report().splitlines()
     assert "- seed: 7" in lines
     assert "- versions: SQLite 3.51.3" in lines
-    assert "| power cuts | nothing is lost | 5000 | 0 | p99 3 ms |" in lines
-    assert "| full disks | it goes on | 0 | skipped: needs strace |  |" in lines
+    assert '| power cuts | nothing is lost | 5,000 | 0 | 61 s | with durability="normal" 12 of 20 lost |' in lines
+    assert "| full disks | it goes on | 0 | skipped: needs strace | 0 s |  |" in lines
+    assert "Seen when the power was cut in the run below: 12 of 20 lost." in lines
