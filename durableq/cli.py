@@ -135,7 +135,7 @@ def _machine(seed: int) -> dict[str, Any]:
         "durableq": __version__,
         "sqlite": f"SQLite {sqlite3.sqlite_version}",
         "python": platform.python_version(),
-        "system": platform.platform(),
+        "system": f"{platform.system()}, {platform.machine()}",
         "seed": seed,
     }
 

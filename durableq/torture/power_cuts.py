@@ -270,6 +270,6 @@ def _figures(report: Report, normal: Report) -> dict[str, str]:
 
 CHECK: Final = Check(
     name="power cuts",
-    promise="Whenever the power goes, what was acknowledged is on the disk, and the file is whole",
+    promise="Whenever the power goes, what was acknowledged is on the disk, and the file is whole.",
     run=run,
 )
