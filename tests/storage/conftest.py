@@ -7,11 +7,6 @@ from durableq.storage.protocol import Storage
 from durableq.testing import ManualClock
 from tests.storage.support import Backend
 
-# Before anything imports them: a failing assert in there shall show its values.
-CONTRACTS = ("", "_by_hand", "_cancelling", "_idempotency", "_leases", "_notes", "_time", "_unique", "_unique_life")
-for name in (*CONTRACTS, "_encryption", "_watching"):
-    pytest.register_assert_rewrite(f"tests.storage.contract{name}")
-
 
 @pytest.fixture(params=["sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
