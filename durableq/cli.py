@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -21,6 +22,7 @@ from durableq.torture.verdicts import FULL, QUICK, Check, Sizes, Verdict
 
 app: Final = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _NAMES: Final = [one.name for one in CHECKS]
+_TOLD_AT_MOST: Final = 20
 
 
 @app.callback()
@@ -50,7 +52,7 @@ def torture(
     seed = random.randrange(1, 1_000_000) if seed is None else seed
     machine = _machine(seed)
     place = Path(tempfile.mkdtemp(prefix="durableq-torture-", dir=directory))
-    print(f"durableq {__version__}, {machine['sqlite']}, Python {machine['python']}, seed {seed}, in {place}\n")
+    print(f"durableq {__version__}, {machine['sqlite']}, Python {machine['python']}, seed {seed}, in\n{place}\n")
     try:
         verdicts = [_tried(one, place, FULL if full else QUICK, seed) for one in chosen]
     finally:
@@ -121,13 +123,18 @@ def _tell(check: Check, verdict: Verdict, seconds: float) -> None:
     print(
         f"{end}  {check.name:<16} {verdict.tried:>9,}   {'holds' if verdict.holds else 'BROKEN':<7} {seconds:>6.0f} s"
     )
-    print(f"    {check.promise}")
+    _say(check.promise)
     for name, figure in verdict.figures.items():
-        print(f"    {name}: {figure}")
-    for wrong in verdict.wrong[:20]:
-        print(f"    WRONG: {wrong}")
-    if len(verdict.wrong) > 20:
-        print(f"    ... and {len(verdict.wrong) - 20:,} more")
+        _say(f"{name}: {figure}")
+    for wrong in verdict.wrong[:_TOLD_AT_MOST]:
+        _say(f"WRONG: {wrong}")
+    if len(verdict.wrong) > _TOLD_AT_MOST:
+        _say(f"... and {len(verdict.wrong) - _TOLD_AT_MOST:,} more")
+
+
+def _say(text: str) -> None:
+    width = min(shutil.get_terminal_size().columns, 120)
+    print(textwrap.fill(text, width, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False))
 
 
 def _machine(seed: int) -> dict[str, Any]:

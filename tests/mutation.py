@@ -137,6 +137,10 @@ def prepare(workspace: Path, group: Group) -> None:
         os.utime(path, ns=(0, (ROOT / path_of(module)).stat().st_mtime_ns))
     original = (ROOT / "pyproject.toml").read_text()
     (workspace / "pyproject.toml").write_text(original)
+    for path in (ROOT / "durableq").rglob("*.sql"):  # mutmut copies these once only
+        used = workspace / "mutants" / path.relative_to(ROOT)
+        if used.exists():
+            shutil.copy(path, used)
     left_out = slow_tests(workspace, group)
     (workspace / "pyproject.toml").write_text(original + configuration(group, left_out))
 
