@@ -20,6 +20,7 @@ STATEMENT_TESTS = (
     "tests/storage/test_details.py",
     "tests/storage/test_writer_details.py",
     "tests/storage/test_finished_doorbell.py",
+    "tests/storage/test_group.py",
     "tests/storage/test_invariants.py",
     "tests/storage/test_leftovers.py",
     "tests/storage/test_own_transactions.py",

@@ -1,0 +1,136 @@
+"""A group of operations in one transaction: in how few statements it is done, and what it adds up to."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durableq.models import PLAIN, Failure, JobExtras, Lease, Outcome, Released, Retried
+from durableq.storage.sqlite import schema
+from durableq.storage.sqlite.connection import Location, connect
+from durableq.storage.sqlite.group import Addition, Effects, Exchange, GroupRunner, Insert, Operation, make_insert
+from durableq.storage.sqlite.replies import NoReply
+from durableq.storage.sqlite.rows import leases_from_json
+from durableq.storage.sqlite.settling import settlement_of
+from durableq.storage.sqlite.statements import SQL
+from tests.storage.support import DONE, WORK, Backend
+
+NOW = 1_000_000
+LATER = Retried(Failure("ValueError", "no", "no"), run_at=10**18)
+
+
+class Groups:
+    """Runs groups on a connection of its own, as the writer does."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = connect(Location(path))
+        schema.migrate(self.connection, now=0)
+        self.connection.execute(SQL["register_worker"], {"pid": 1, "boot_id": "boot", "expires_at": 1, "now": 0})
+        self.jobs = Backend(str(path))
+        self.runner = GroupRunner(lambda: NOW)
+        self.statements: list[str] = []
+        """The first word of each statement of the latest group."""
+
+    def insert(self, *, queue: str = "default", delay: float = 0, extras: JobExtras = PLAIN) -> Insert:
+        job = replace(self.jobs.job(queue=queue, delay=delay), extras=extras)
+        return make_insert([Addition([job], NoReply())], lambda name: None)
+
+    def exchange(self, settled: Sequence[tuple[Lease, Outcome]] = (), room: int = 0) -> Exchange:
+        lanes = ((f'["{WORK}"]', room),) if room else ()
+        return Exchange(
+            reply=NoReply(), worker_id=1, settlement=settlement_of(settled, NOW), lanes=lanes, queues='["default"]'
+        )
+
+    def run(self, *group: Operation) -> tuple[list[Any], Effects]:
+        effects = Effects()
+        self.connection.execute("BEGIN IMMEDIATE")
+        self.statements = []
+        self.connection.set_trace_callback(self._note)
+        answers = self.runner.run(self.connection, group, effects)
+        self.connection.set_trace_callback(None)
+        self.connection.execute("COMMIT")
+        self.runner.known_queues |= effects.new_queues
+        self.runner.known_tasks |= effects.new_tasks
+        return answers, effects
+
+    def _note(self, statement: str) -> None:
+        if not statement.startswith("--"):  # those of triggers and virtual tables
+            self.statements.append(statement.split()[0])
+
+    def claimed(self, count: int) -> list[Lease]:
+        """Add so many jobs and claim them."""
+        self.run(*(self.insert() for _ in range(count)))
+        [(_, leases)], _ = self.run(self.exchange(room=count))
+        return leases_from_json(leases)
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> Iterator[Groups]:
+    groups = Groups(tmp_path / "jobs.db")
+    yield groups
+    groups.connection.close()
+
+
+def test_all_inserts_of_a_group_are_one_statement(groups: Groups) -> None:
+    groups.run(groups.insert())
+    groups.run(*(groups.insert() for _ in range(5)))
+    assert groups.statements == ["INSERT"]
+
+
+def test_names_are_stored_when_they_are_new_only(groups: Groups) -> None:
+    _, effects = groups.run(groups.insert(), groups.insert(queue="mail"))
+    assert (effects.new_queues, effects.new_tasks) == ({"default", "mail"}, {WORK})
+    _, effects = groups.run(groups.insert(queue="mail"))
+    assert (effects.new_queues, effects.new_tasks) == (set(), set())
+    _, effects = groups.run(groups.insert(queue="sms"))
+    assert (effects.new_queues, effects.new_tasks) == ({"sms"}, set())
+
+
+def test_a_claim_is_two_statements_and_one_when_there_is_nothing(groups: Groups) -> None:
+    groups.run(groups.insert())
+    groups.run(groups.exchange(room=2))
+    assert groups.statements == ["SELECT", "UPDATE"]
+    groups.run(groups.exchange(room=2))
+    assert groups.statements == ["SELECT"]
+
+
+def test_a_settle_whose_leases_hold_is_one_statement(groups: Groups) -> None:
+    leases = groups.claimed(3)
+    groups.run(groups.exchange([(lease, DONE) for lease in leases]))
+    assert groups.statements == ["UPDATE"]
+
+
+def test_work_that_any_of_a_group_makes_is_told(groups: Groups) -> None:
+    ready, waiting = groups.insert(), groups.insert(delay=60)
+    assert groups.run(ready, waiting)[1].made_work
+    assert groups.run(groups.insert(delay=60), groups.insert())[1].made_work
+    assert not groups.run(groups.insert(delay=60))[1].made_work
+    first, second = groups.claimed(2)
+    handed_back, done = groups.exchange([(first, Released())]), groups.exchange([(second, DONE)])
+    assert groups.run(handed_back, done)[1].made_work
+
+
+def test_an_end_that_any_of_a_group_brings_is_told(groups: Groups) -> None:
+    first, second, third = groups.claimed(3)
+    assert not groups.run(groups.exchange([(first, LATER)]))[1].finished
+    assert groups.run(groups.exchange([(second, DONE)]), groups.exchange([(third, LATER)]))[1].finished
+
+
+def test_the_end_of_a_job_that_was_to_be_cancelled_is_told(groups: Groups) -> None:
+    first, second = groups.claimed(2)
+    groups.connection.execute("UPDATE durableq_jobs SET cancel_requested_at = 1 WHERE seq = ?", (first.seq,))
+    group = groups.exchange([(first, LATER)]), groups.exchange([(second, LATER)])
+    assert groups.run(*group)[1].finished
+
+
+def test_what_a_group_writes_adds_up(groups: Groups) -> None:
+    first, second = groups.claimed(2)
+    plain, tagged = groups.insert(), groups.insert(extras=JobExtras(tags=("tag" * 50,)))
+    done, retried = groups.exchange([(first, DONE)]), groups.exchange([(second, LATER)])
+    _, effects = groups.run(plain, tagged, done, retried)
+    inserted = sum(len(text) for one in (plain, tagged) for text in (one.batch.plain, one.batch.special))
+    settled = done.settlement.size + retried.settlement.size
+    brackets = 2 * len("[]")  # of each two arrays one was made
+    assert effects.written_bytes == inserted - brackets + settled
