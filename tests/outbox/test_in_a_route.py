@@ -94,7 +94,7 @@ async def test_an_uncommitted_session_of_the_request_is_refused_after_a_second(
     answer = await answered(app, A_SECOND)
     assert answer.status == 503
     message = refusal(quiet)
-    assert "was locked for 1 s by a transaction of this very process" in message
+    assert "took no write for 1 s: it was locked by a transaction of this very process" in message
     check_remedies(message)
     assert disk.jobs == []
     assert not disk.is_locked()

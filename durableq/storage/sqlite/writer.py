@@ -250,7 +250,7 @@ class Writer:
     def _serve(self) -> None:
         while True:
             self._inbox.gather(self._sleep_seconds())
-            self._refuse(self._inbox.expired())
+            self._refuse(self._inbox.expired(), "the disk or this process was held up")
             group = self._inbox.next_group()
             if group:
                 self._write(group)
@@ -359,7 +359,9 @@ class Writer:
         late = [one for one in group if self._inbox.is_late(one, now)]
         group[:] = [one for one in group if one not in late]
         self._inbox.gather(0.0)
-        self._refuse(late + self._inbox.expired())
+        late += self._inbox.expired()
+        if late:
+            self._refuse(late, f"it was locked{locked_by(self.location.path)}")
 
     def _run_and_commit(self, group: list[Operation]) -> tuple[list[Any], Effects]:
         answers, effects = self._run(group)
@@ -438,16 +440,17 @@ class Writer:
         logger.error("the writer met a defect; the group was not stored", exc_info=error)
         return NotStored(f"the writer met a defect ({error!r}); nothing was stored")
 
-    def _refuse(self, late: list[Operation]) -> None:
+    def _refuse(self, late: list[Operation], why: str) -> None:
         if not late:
             return
-        path, by_whom = self.location.path, locked_by(self.location.path)
         hurried = IMPATIENT_SECONDS if self._inbox.is_held_by_us else BEGIN_WITHIN_SECONDS
         waited = (hurried if one.impatient else BEGIN_WITHIN_SECONDS for one in late)
         self._answer(
             late,
             [
-                StorageBusy(f"{path} was locked for {seconds:.0f} s{by_whom}; nothing was stored, try again")
+                StorageBusy(
+                    f"{self.location.path} took no write for {seconds:.0f} s: {why}; nothing was stored, try again"
+                )
                 for seconds in waited
             ],
         )
