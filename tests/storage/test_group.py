@@ -10,7 +10,16 @@ import pytest
 from durableq.models import PLAIN, Failure, JobExtras, Lease, Outcome, Released, Retried
 from durableq.storage.sqlite import schema
 from durableq.storage.sqlite.connection import Location, connect
-from durableq.storage.sqlite.group import Addition, Effects, Exchange, GroupRunner, Insert, Operation, make_insert
+from durableq.storage.sqlite.group import (
+    Addition,
+    Effects,
+    Exchange,
+    GroupRunner,
+    Insert,
+    Operation,
+    Transact,
+    make_insert,
+)
 from durableq.storage.sqlite.replies import NoReply
 from durableq.storage.sqlite.rows import leases_from_json
 from durableq.storage.sqlite.settling import settlement_of
@@ -134,3 +143,22 @@ def test_what_a_group_writes_adds_up(groups: Groups) -> None:
     settled = done.settlement.size + retried.settlement.size
     brackets = 2 * len("[]")  # of each two arrays one was made
     assert effects.written_bytes == inserted - brackets + settled
+
+
+def test_what_a_rarer_operation_brings_about_is_told_from_its_answer(groups: Groups) -> None:
+    def rarer(answer: int, *, cancels: bool = False) -> Transact:
+        return Transact(
+            reply=NoReply(),
+            run=lambda connection: answer,
+            makes_work=lambda result: result == 1,
+            finishes=lambda result: result == 2,
+            cancels=cancels,
+        )
+
+    told = [groups.run(rarer(0)), groups.run(rarer(1)), groups.run(rarer(2)), groups.run(rarer(3, cancels=True))]
+    assert [(effects.made_work, effects.finished, effects.asked_to_cancel) for _, effects in told] == [
+        (False, False, False),
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]

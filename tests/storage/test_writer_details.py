@@ -353,3 +353,14 @@ def test_versions_with_the_bug_are_known() -> None:
 def test_other_libraries_are_named_in_one_order() -> None:
     assert versions.other_libraries(["sqlean", "os", "apsw"]) == ("apsw", "sqlean")
     assert versions.other_libraries(["os"]) == ()
+
+
+def test_what_is_impatient_goes_although_something_patient_came_before_it() -> None:
+    patient, impatient = transact(), transact(impatient=True)
+    inbox = inbox_of(patient, impatient)
+    for one in (patient, impatient):
+        one.begin_by = time.monotonic() + BEGIN_WITHIN_SECONDS - IMPATIENT_SECONDS - 0.1
+    assert inbox.expired() == []
+    inbox.is_held_by_us = True
+    assert inbox.expired() == [impatient]
+    assert inbox.next_group() == [patient]
