@@ -603,7 +603,7 @@ def test_the_reason_of_a_503_is_logged(
 
     with TestClient(app) as client, database.locked():
         assert client.post("/").status_code == 503
-    assert f"jobs were not stored: {database.path} was locked" in caplog.text
+    assert f"jobs were not stored: {database.path} took no write for 5 s: it was locked" in caplog.text
 
 
 def test_one_row_that_the_database_refuses_stores_none_of_the_requests_jobs(
