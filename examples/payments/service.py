@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import secrets
+import signal
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -72,11 +74,12 @@ class Service(Program):
 
     def __init__(self, directory: Path) -> None:
         token = secrets.token_urlsafe(16)
+        self._database = directory / "payments.db"
         super().__init__(
             "examples.payments",
             "--serve",
             log=directory / "service.log",
-            DATABASE=str(directory / "payments.db"),
+            DATABASE=str(self._database),
             ADMIN_TOKEN=token,
         )
         # A connection that is kept open dies with the process, and the next request on it would seem cut off.
@@ -90,6 +93,22 @@ class Service(Program):
         if not answer.is_success:
             raise DemoFailed(f"{method} {path} gave {answer.status_code}: {answer.text[:500]}")
         return answer.json() if answer.content else None
+
+    async def kill_amid_a_callback(self) -> None:
+        """Kill the process at a moment at which its file says that a callback is running."""
+        await until(self._stands_amid_a_callback, "a callback is running")
+        await self.kill()
+
+    def _stands_amid_a_callback(self) -> bool:
+        """Make the process stand still, and leave it so if a callback runs: nothing changes while one looks."""
+        if self._process is None or self._process.returncode is not None:
+            raise DemoFailed("the service has ended by itself")
+        self._process.send_signal(signal.SIGSTOP)
+        with contextlib.closing(sqlite3.connect(self._database)) as connection:
+            running = connection.execute("SELECT count(*) FROM durableq_jobs WHERE state = 'running'").fetchone()[0]
+        if not running:
+            self._process.send_signal(signal.SIGCONT)
+        return bool(running)
 
     async def take(self, order: dict[str, Any]) -> None:
         """Place an order as a customer does: again and again, until the service says that it is stored.

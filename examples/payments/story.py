@@ -74,7 +74,7 @@ class Story:
 
     async def kill_in_the_middle(self) -> None:
         await self.half_stored.wait()
-        await self.service.kill()
+        await self.service.kill_amid_a_callback()
         self.say(f"kill -9 of the service, with {self.stored} orders stored")
 
     async def start_again(self) -> None:
