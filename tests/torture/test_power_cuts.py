@@ -1,6 +1,8 @@
 """The power is cut at every write; and the checker itself is put to the test."""
 
+import contextlib
 import random
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from durableq.torture import power_cuts
 from durableq.torture.disk import SECTOR, Change, Disk, Fate, arriving, torn
-from durableq.torture.evidence import Expectations
+from durableq.torture.evidence import Expectations, examine_alone
 from durableq.torture.power_cuts import Report, examine_images, planned, recorded, what_normal_loses
 from durableq.torture.recording import (
     Operation,
@@ -144,6 +146,18 @@ def test_a_damaged_page_is_found_out(recording: Recording) -> None:
 
     assert report.broken > 0
     assert any("corrupt" in sentence or "cannot be read" in sentence for sentence in report.damage)
+
+
+@pytest.mark.parametrize("args", ["NULL", "1", "x'00'"])
+def test_arguments_that_are_no_text_at_all_are_found_out(tmp_path: Path, args: str) -> None:
+    """As a torn page may give them, whatever the table's definition forbids."""
+    database = tmp_path / "torn.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE durableq_jobs (id, state, args, checksum)")
+        connection.execute(f"INSERT INTO durableq_jobs VALUES ('a', 'queued', {args}, 0)")
+        connection.commit()
+
+    assert examine_alone(database, frozenset({"a"})) == ["the arguments of job a do not have their checksum"]
 
 
 def test_arguments_that_do_not_have_their_checksum_are_found_out(recording: Recording) -> None:
