@@ -111,17 +111,30 @@ class CurrentJob(Protocol):
         ...
 
 
-_current: Final[ContextVar[CurrentJob]] = ContextVar("durableq_current_job")
+class RunningHere(CurrentJob, Protocol):
+    """The current job as the engine sees it."""
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The task's own function."""
+        ...
+
+
+_current: Final[ContextVar[RunningHere]] = ContextVar("durableq_current_job")
 
 
 def current_job() -> CurrentJob:
     """Return the job that is running here. Raises `NoCurrentJob` outside of a task."""
-    try:
-        return _current.get()
-    except LookupError:
-        raise NoCurrentJob from None
+    if (job := running_here()) is None:
+        raise NoCurrentJob
+    return job
 
 
-def set_current(job: CurrentJob) -> Token[CurrentJob]:
+def running_here() -> RunningHere | None:
+    """Return the current job, if there is one. For the engine."""
+    return _current.get(None)
+
+
+def set_current(job: RunningHere) -> Token[RunningHere]:
     """Make ``job`` the current one in this context. For the engine."""
     return _current.set(job)

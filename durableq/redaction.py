@@ -12,7 +12,7 @@ import re
 import typing
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import quote, quote_plus
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, SecretBytes, SecretStr
@@ -85,10 +85,11 @@ class Secret:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema: Any = handler(source)
-        if isinstance(source, type) and issubclass(source, SecretStr | SecretBytes):
-            schema["serialization"] = core_schema.plain_serializer_function_ser_schema(_revealed, when_used="json")
-        return schema  # type: ignore[no-any-return]
+        schema = handler(source)
+        if not (isinstance(source, type) and issubclass(source, SecretStr | SecretBytes)):
+            return schema
+        serialization = core_schema.plain_serializer_function_ser_schema(_revealed, when_used="json")
+        return cast("CoreSchema", {**schema, "serialization": serialization})
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:

@@ -317,7 +317,8 @@ def plain(mangled: re.Match[str]) -> str:
 def difference(was: Sequence[str], became: Sequence[str]) -> tuple[str, str]:
     """Return the lines that one has and the other has not, in one line each."""
     delta = list(difflib.ndiff(was, became))
-    return tuple(" ".join(line[2:] for line in delta if line.startswith(sign)) for sign in ("- ", "+ "))  # type: ignore[return-value]
+    gone, new = (" ".join(line[2:] for line in delta if line.startswith(sign)) for sign in ("- ", "+ "))
+    return gone, new
 
 
 # -- what is told --------------------------------------------------------------------------------------------

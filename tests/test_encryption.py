@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from durableq import (
     current_job,
 )
 from durableq.codec import checksum
-from durableq.encryption import CannotOpen, KeyRing, Rotation, new_key
+from durableq.encryption import CannotOpen, Column, KeyRing, Rotation, new_key
 from durableq.testing import ManualClock
 from tests.engine.helpers import finished, in_state, sql
 from tests.support import eventually, eventually_sync
@@ -177,8 +178,14 @@ def test_an_envelope_is_aes_256_gcm_bound_to_its_job_task_column_and_key() -> No
 
 
 def test_a_nonce_comes_back_only_with_the_same_text_at_the_same_place() -> None:
-    places = [("1", "t", "args"), ("1", "t", "result"), ("1t", "", "args"), ("1", "u", "args"), ("2", "t", "args")]
-    envelopes = [ring.seal(text, *at) for ring in (OLD, NEW) for text in ("{}", "[]") for at in places]  # type: ignore[arg-type]
+    places: list[tuple[str, str, Column]] = [
+        ("1", "t", "args"),
+        ("1", "t", "result"),
+        ("1t", "", "args"),
+        ("1", "u", "args"),
+        ("2", "t", "args"),
+    ]
+    envelopes = [ring.seal(text, *at) for ring in (OLD, NEW) for text in ("{}", "[]") for at in places]
     assert len({json.loads(one)["$encrypted"]["nonce"] for one in envelopes}) == len(envelopes) == 20
     assert NEW.seal("{}", "1", "t", "args") == ONLY_NEW.seal("{}", "1", "t", "args")
 
@@ -612,15 +619,23 @@ asyncio.run(main())
 """
 
 
+def renewed(database: Path) -> int:
+    [(count,)] = sql(database, "SELECT count(*) FROM durableq_jobs WHERE args LIKE '%2026-11%'")
+    return int(count)
+
+
+def has_renewed(database: Path, rows: int) -> bool:
+    return renewed(database) >= rows
+
+
 def test_a_rotation_that_is_killed_anywhere_loses_nothing_and_goes_on(database: Path) -> None:
     texts = [f"text {number}" for number in range(1500)]
     asyncio.run(stored(database, OLD, *texts))
     keys = f"2026-11:{base64.b64encode(NOVEMBER).decode()},2026-10:{base64.b64encode(OCTOBER).decode()}"
-    renewed = "SELECT count(*) FROM durableq_jobs WHERE args LIKE '%2026-11%'"
     for target in (1, 200, 500):
         process = subprocess.Popen([sys.executable, "-c", ROTATE, str(database), keys], cwd=ROOT)
         try:
-            eventually_sync(lambda target=target: sql(database, renewed)[0][0] >= target, 20)  # type: ignore[misc]
+            eventually_sync(partial(has_renewed, database, target), 20)
         finally:
             process.kill()
             process.wait(10)
@@ -629,7 +644,7 @@ def test_a_rotation_that_is_killed_anywhere_loses_nothing_and_goes_on(database: 
         opened = [NEW.open(args, job_id, "echo", "args") for job_id, args, _ in rows]
         assert [json.loads(text)["text"] for text in opened] == texts
         assert key_names(database) == {"2026-10", "2026-11"}, "it had ended before it was killed"
-    done = sql(database, renewed)[0][0]
+    done = renewed(database)
     assert asyncio.run(rotated(database)) == Rotation(looked_at=1500, args=1500 - done, results=0, unreadable=0)
     assert key_names(database) == {"2026-11"}
 

@@ -333,8 +333,7 @@ class Running:
     """What `current_job` gives while a job runs, as far as it matters here."""
 
     def __init__(self, function: Any, args: dict[str, Any]) -> None:
-        self.definition, self.args = self, args
-        self.function = function
+        self.function, self.args = function, args
 
 
 def raised(message: str, cause: str) -> BaseException:

@@ -38,7 +38,7 @@ from durableq.errors import InvalidArguments
 from durableq.jobs import JobMaker
 from durableq.models import Job
 from durableq.redaction import Redactor
-from durableq.registry import AnyTask, Registry
+from durableq.registry import AnyTask
 from durableq.retry import DEFAULT_POLICY, RetryPolicy
 
 logger = logging.getLogger("durableq")
@@ -150,7 +150,8 @@ class _Job:
         self.idempotency_key: str = facts["idempotency_key"]
         self.tags: tuple[str, ...] = tuple(facts["tags"])
         self.headers: MutableMapping[str, str] = facts["headers"]
-        self.registry: Registry | None = None
+        self.definition: AnyTask | None = None
+        """Known once its module is imported."""
         self._call = call
         self._connection = connection
         self._speaking = threading.Lock()
@@ -159,6 +160,10 @@ class _Job:
         self._progress: tuple[float, float | None, str | None] | None = None
         self._progress_sent_at = float("-inf")
         self._progress_is_due = False
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        return self._known().function
 
     @property
     def args(self) -> Mapping[str, Any]:
@@ -181,9 +186,9 @@ class _Job:
                 self._connection.send("log", text)
 
     def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
-        if self.registry is None:
-            raise RuntimeError("this job's task is not known yet")
-        maker = JobMaker(registry=self.registry, clock=_CLOCK, max_payload_bytes=self._call["max_payload_bytes"])
+        maker = JobMaker(
+            registry=self._known().registry, clock=_CLOCK, max_payload_bytes=self._call["max_payload_bytes"]
+        )
         job = maker.new(fn, args, kwargs, headers=self.headers)
         fields = _job_adapter().dump_python(job, mode="json", warnings="error")
         with self._speaking:
@@ -204,6 +209,11 @@ class _Job:
             self._send_progress()
             self._has_ended = True
             self._connection.send(*answer)
+
+    def _known(self) -> AnyTask:
+        if self.definition is None:
+            raise RuntimeError("this job's task is not known yet")
+        return self.definition
 
     def _will_send_progress_after(self, seconds: float) -> bool:
         if not self._progress_is_due:
@@ -265,7 +275,7 @@ class _Service:
         started, task = time.monotonic(), None
         try:
             task = self._tasks.find(call["module"], call["qualname"], call["task"])
-            job.registry = task.registry
+            job.definition = task
             try:
                 args, kwargs = task.codec.decode(call["args_json"])
             except InvalidArguments as error:

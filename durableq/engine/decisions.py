@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple
 
 from durableq.clock import SECOND, to_datetime
-from durableq.context import CurrentJob, current_job
-from durableq.errors import AttemptTimedOut, NoCurrentJob, WorkerDied
+from durableq.context import CurrentJob, running_here
+from durableq.errors import AttemptTimedOut, WorkerDied
 from durableq.models import Cancelled, Dead, Failure, Lease, Retried, Snoozed
 from durableq.redaction import Redactor, secret_arguments
 from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze
@@ -156,11 +156,8 @@ def redactor_of(function: Callable[..., Any], job: CurrentJob) -> Redactor:
 
 def _redactor_here() -> Redactor:
     """Asked of the context, not of each caller: an exception is described wherever it happens to be caught."""
-    try:
-        job = current_job()
-        return redactor_of(job.definition.function, job)  # type: ignore[attr-defined]
-    except (NoCurrentJob, AttributeError):  # nothing runs here
-        return Redactor()
+    job = running_here()
+    return Redactor() if job is None else redactor_of(job.function, job)
 
 
 def _redacted(text: str, redactor: Redactor) -> str:

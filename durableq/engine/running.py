@@ -78,6 +78,10 @@ class RunningJob:
     # -- what the task sees --------------------------------------------------------------------------------
 
     @property
+    def function(self) -> Callable[..., Any]:
+        return self.definition.function
+
+    @property
     def id(self) -> str:
         return self.lease.id
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -18,7 +19,8 @@ from typing import Any, Final
 Say = Callable[[Any], None]
 """Tells the parent something, in one write: what was said before a blow has arrived."""
 
-_POLL_SECONDS: Final = 0.002
+_LOOK_SECONDS: Final = 0.002
+"""Between looks at whether it has ended."""
 _LINE_BYTES: Final = 65_536
 
 
@@ -73,16 +75,15 @@ class Child:
             elif time.monotonic() > deadline:
                 raise TimeoutError(f"process {self.pid} has not ended in {timeout:.0f} s")
             else:
-                time.sleep(_POLL_SECONDS)
+                time.sleep(_LOOK_SECONDS)
         return self._status
 
     def wait_until_said(self, timeout: float) -> None:
         """Return once it has said something. Raises `TimeoutError`."""
-        deadline = time.monotonic() + timeout
-        while not self.said():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"process {self.pid} has said nothing in {timeout:.0f} s")
-            time.sleep(_POLL_SECONDS)
+        if not self.said():
+            select.select([self._ears], [], [], timeout)
+        if not self.said():
+            raise TimeoutError(f"process {self.pid} has said nothing in {timeout:.0f} s, or has ended")
 
     def said(self) -> list[Any]:
         """Everything it has said so far."""

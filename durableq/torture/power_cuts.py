@@ -247,7 +247,7 @@ def _cuts(recording: Recording) -> Iterator[tuple[int, bool]]:
 @contextlib.contextmanager
 def _memory() -> Iterator[Path]:
     """A directory for images: in memory where there is enough, for the bytes matter and not the disk."""
-    shared = Path("/dev/shm")  # noqa: S108
+    shared = Path("/dev/shm")  # noqa: S108 - only looked at; what is made in it has a name of its own
     fits = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > _MEMORY_BYTES
     with tempfile.TemporaryDirectory(dir=shared if fits else None) as directory:
         yield Path(directory)

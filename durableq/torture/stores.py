@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from typing_extensions import Unpack
+
 from durableq.clock import SystemClock, to_datetime
 from durableq.engine.decisions import after_crash
 from durableq.models import ClaimRequest, Failure, Job, JobState, Lane, Lease, Succeeded, new_job_id
@@ -24,10 +26,9 @@ _CLOCK: Final = SystemClock()
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path, **options: Any) -> AsyncIterator[Storage]:
+async def opened(path: Path, **options: Unpack[QueueSettings]) -> AsyncIterator[Storage]:
     """Open a database, and close it in good order at the end."""
-    settings: QueueSettings = {**options}  # type: ignore[typeddict-item]
-    storage = storage_factory(str(path), queue_options(settings, {}), _CLOCK)()
+    storage = storage_factory(str(path), queue_options(options, {}), _CLOCK)()
     await storage.open()
     try:
         yield storage

@@ -253,6 +253,12 @@ class Pulse:
             self.clock.advance(0.004)
             await asyncio.sleep(0.005)
 
+    def beat_while_the_loop_stands(self, seconds: float) -> None:
+        """Let so much time pass at once, until the heartbeat has seen it."""
+        written = len(self.written)
+        self.clock.advance(seconds)
+        eventually_sync(lambda: len(self.written) > written)
+
     def __enter__(self) -> "Pulse":
         self.heartbeat.start()
         return self
@@ -276,9 +282,8 @@ async def test_a_lease_is_prolonged_from_the_loops_last_movement() -> None:
         # The loop stands still from here on: what is written no longer moves.
         moved = {until for until, _ in pulse.written}
         written = len(pulse.written)
-        while len(pulse.written) < written + 5:
-            pulse.clock.advance(0.5)
-            time.sleep(0.02)  # noqa: ASYNC251
+        for _ in range(5):
+            pulse.beat_while_the_loop_stands(0.5)
         assert len({until for until, _ in pulse.written[written + 1 :]} - moved) <= 1
         assert pulse.heartbeat.seconds_since_movement >= 2.0
     await eventually(lambda: not thread.is_alive())
@@ -340,13 +345,11 @@ async def test_a_loop_that_stands_still_is_told_of_once_with_what_it_does() -> N
         assert current is not None
         current.set_name("the one that blocks")
         await eventually(lambda: pulse.heartbeat.seconds_since_movement == 0)
-        pulse.clock.advance(2.9)
-        time.sleep(0.2)  # noqa: ASYNC251
+        pulse.beat_while_the_loop_stands(2.9)
         assert stalls == []
         pulse.clock.advance(0.2)
         eventually_sync(lambda: bool(stalls))
-        pulse.clock.advance(1.0)
-        time.sleep(0.2)  # noqa: ASYNC251
+        pulse.beat_while_the_loop_stands(1.0)
         assert len(stalls) == 1
         assert stalls[0].seconds == pytest.approx(3.1)
         name, *frames = stalls[0].where.splitlines()
