@@ -20,19 +20,11 @@ from typing import Any, Final, ParamSpec, Protocol, TypeVar, Unpack, cast, overl
 
 from durableq import outbox
 from durableq.adding import Adding, Call, all_added, check_bulk
-from durableq.clock import Clock, SystemClock, from_datetime
+from durableq.clock import Clock, SystemClock
 from durableq.context import AsyncTaskClass, TaskClass
-from durableq.encryption import KeyRing, Rotation, chosen_ring, opened, result_of, rotate
+from durableq.encryption import KeyRing, Rotation, chosen_ring, opened, rotate
 from durableq.engine.hooks import ExceptionHandler, Hooks, Middleware
-from durableq.errors import (
-    ConfigurationError,
-    JobFailed,
-    JobNotFound,
-    JobWasCancelled,
-    QueueNotRunning,
-    ResultUnavailable,
-    near,
-)
+from durableq.errors import ConfigurationError, JobNotFound, QueueNotRunning, near
 from durableq.events import Emitter
 from durableq.health import Health, examine
 from durableq.jobs import JobMaker
@@ -43,6 +35,7 @@ from durableq.observability.logs import log_events
 from durableq.options import QueueSettings, RegistrationSettings, queue_options
 from durableq.redaction import also_redact
 from durableq.registry import AnyTask, Registry, Task
+from durableq.results import returned, why_cancelled, why_dead
 from durableq.retry import RetryPolicy
 from durableq.storage import storage_factory
 from durableq.storage.protocol import Conflicts, Storage
@@ -354,13 +347,13 @@ class DurableQ:
         `ResultUnavailable` when the result was not kept, is no longer, or its key is missing; else as `wait`.
         """
         job = await self._finished(job_or_id, timeout)
-        if job.state is not JobState.SUCCEEDED:
-            raise await self._failure_of(job)
-        task = self._registry.find(job.task)
-        if job.result_json is None and self._was_dropped(job):
-            raise ResultUnavailable(f"the result of job {job.id} was not kept, or is no longer (result_ttl)")
-        job = dataclasses.replace(job, result_json=result_of(job, self._keys))
-        return job.result if task is None else task.results.decode(job.result_json)
+        match job.state:
+            case JobState.CANCELLED:
+                raise why_cancelled(job, await self.attempts(job))
+            case JobState.DEAD:
+                raise why_dead(job, await self.attempts(job))
+            case _:
+                return returned(job, self._registry.find(job.task), self._keys, self._clock.wall())
 
     async def audit_trail(self, job_or_id: Job[Any] | str) -> builtins.list[AuditEntry]:
         """Return what people did to a job, oldest first."""
@@ -506,23 +499,6 @@ class DurableQ:
         """Those of the FastAPI application whose lifespan started the queue."""
         found: Mapping[Callable[..., Any], Callable[..., Any]] = getattr(self._app, "dependency_overrides", {})
         return found
-
-    def _was_dropped(self, job: Job[Any]) -> bool:
-        ttl = job.extras.result_ttl
-        if ttl is None or job.finished_at is None:
-            return False
-        return from_datetime(job.finished_at) + ttl <= self._clock.wall()
-
-    async def _failure_of(self, job: Job[Any]) -> JobFailed:
-        attempts = await self.attempts(job)
-        trace = attempts[-1].traceback if attempts else ""
-        kind = job.error.type if job.error is not None else ""
-        said = f"{kind}: {job.error.message}" if job.error is not None else "by request"
-        if job.state is JobState.CANCELLED:
-            text = f"job {job.id} of {job.task} was cancelled ({said})"
-            return JobWasCancelled(text, job_id=job.id, error_type=kind, traceback=trace)
-        text = f"job {job.id} of {job.task} is dead after {job.attempt} attempts: {said}\n{trace}".rstrip()
-        return JobFailed(text, job_id=job.id, error_type=kind, traceback=trace)
 
     def _storage_here(self) -> Storage:
         return self._life.here().storage

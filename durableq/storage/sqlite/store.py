@@ -1,21 +1,18 @@
 """The SQLite backend: the verbs of `durableq.storage.protocol`, each handed to the writer or a reader."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from durableq.clock import SECOND, Clock, from_datetime, to_micros
 from durableq.encryption import Payloads, Rewrite
-from durableq.errors import DurableQError, InvariantBroken, JobConflict, NotStored, QueueNotRunning
+from durableq.errors import DurableQError, InvariantBroken, JobConflict, QueueNotRunning
 from durableq.models import (
     Attempt,
     AuditEntry,
@@ -49,11 +46,13 @@ from durableq.storage.protocol import (
 from durableq.storage.sqlite import host, insertion, payloads, rows, settling, transitions, versions
 from durableq.storage.sqlite.checkpoint import WAL_ALARM_BYTES
 from durableq.storage.sqlite.connection import Location, size_of
-from durableq.storage.sqlite.group import HEAVY, Addition, Exchange, Operation, Transact, make_insert
+from durableq.storage.sqlite.doorbells import Doorbells
+from durableq.storage.sqlite.group import Addition, Exchange, Transact, make_insert
+from durableq.storage.sqlite.handover import HandOver
 from durableq.storage.sqlite.liveness import LeaseNumbers, Liveness, Renewal, Watch
 from durableq.storage.sqlite.lookout import Listener
 from durableq.storage.sqlite.reader import Reader
-from durableq.storage.sqlite.replies import FutureReply, LoopCalls, Reply, ThreadReply
+from durableq.storage.sqlite.replies import FutureReply, Reply, ThreadReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
 from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.writer import Writer
@@ -63,8 +62,6 @@ logger = logging.getLogger("durableq.storage")
 T = TypeVar("T")
 
 RETRY_AT_ONCE: Final = 100
-TOGETHER: Final = 8
-"""So many additions of one turn of the loop go across at once; the rest of the turn overlaps with their commit."""
 
 
 class SqliteStorage:
@@ -77,17 +74,15 @@ class SqliteStorage:
         self._opened: Writer | None = None
         self._schema_of: Callable[[str], str | None] = _no_schema
         self._loop: asyncio.AbstractEventLoop
+        self._outgoing: HandOver
         self._reader: Reader
         self._liveness: Liveness
-        self._doorbells: list[host.Doorbell] = []
+        self._doorbells: Doorbells
         self._watchers: set[Callable[[], None]] = set()
         self._watch = Watch()
         self._missing: frozenset[LeaseKey] = frozenset()
         """Rows that named this worker but were not in its memory at the latest renewal."""
         self._lease_numbers = LeaseNumbers()
-        self._will_hand_over = False
-        self._additions: list[Addition] = []
-        self._outgoing: list[Operation] = []
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -99,7 +94,9 @@ class SqliteStorage:
         except BaseException:
             release_writer(writer)
             raise
+        self._outgoing = HandOver(self._loop, writer, lambda name: self._schema_of(name))
         self._reader = Reader(self._location)
+        self._doorbells = Doorbells(self._loop, self._location.directory)
         lease, heartbeat = to_micros(self._options.lease), to_micros(self._options.heartbeat)
         self._liveness = Liveness(self._clock, writer.locks, lease, heartbeat)
         self._opened = writer
@@ -113,13 +110,13 @@ class SqliteStorage:
         return acquire_writer(self._location, self._clock)
 
     async def close(self) -> None:
-        self._hand_over()
         writer, self._opened = self._opened, None
         if writer is None:
             return
+        self._outgoing.now()
         writer.unwatch(self)
         self._watchers.clear()
-        self._take_down_doorbells()
+        self._doorbells.take_down()
         await self._reader.close()
         release_writer(writer)
         if writer.is_closing:
@@ -128,8 +125,17 @@ class SqliteStorage:
     @property
     def _writer(self) -> Writer:
         if self._opened is None:
-            raise QueueNotRunning(f"the queue on {self._location.path} is not running")
+            raise self._not_running()
         return self._opened
+
+    @property
+    def _hand_over(self) -> HandOver:
+        if self._opened is None:
+            raise self._not_running()
+        return self._outgoing
+
+    def _not_running(self) -> QueueNotRunning:
+        return QueueNotRunning(f"the queue on {self._location.path} is not running")
 
     @property
     def trouble(self) -> DurableQError | None:
@@ -160,16 +166,16 @@ class SqliteStorage:
 
         worker_id = await self._transact(register, solitary=True)
         if wake_up is not None:
-            self._hang_doorbell(host.WORK, worker_id, partial(self._rung, wake_up))
+            self._doorbells.hang(host.WORK, worker_id, partial(self._rung, wake_up))
             writer.listen(self, Listener(self._loop, worker_id, wake_up, cancel or _nobody))
         if self._watchers:
-            self._hang_doorbell(host.FINISHED, worker_id, self._finished_elsewhere)
+            self._doorbells.hang(host.FINISHED, worker_id, self._finished_elsewhere)
         return worker_id
 
     async def deregister(self) -> None:
         writer, worker_id = self._writer, self._liveness.worker_id
         writer.unlisten(self)
-        self._take_down_doorbells()
+        self._doorbells.take_down()
         try:
             await self._transact(self._liveness.deregister, makes_work=_always, finishes=_always)
         finally:
@@ -184,10 +190,7 @@ class SqliteStorage:
 
     def insert(self, jobs: Sequence[Job[Any]], *, impatient: bool = False) -> asyncio.Future[Conflicts | None]:
         reply = FutureReply(self._loop)
-        addition = Addition(jobs, reply, impatient=impatient)
-        self._writer.admit(addition.size)
-        self._additions.append(addition)
-        self._hand_over_soon(at_once=len(self._additions) >= TOGETHER)
+        self._hand_over.add(Addition(jobs, reply, impatient=impatient))
         return reply.future
 
     def insert_and_wait(self, jobs: Sequence[Job[Any]]) -> Conflicts | None:
@@ -220,7 +223,7 @@ class SqliteStorage:
             operation.progress = rows.progress_json(notes.progress)
         if notes.logs:
             operation.logs = rows.logs_json(notes.logs)
-        self._submit(operation)
+        self._hand_over.submit(operation)
         lost, found = await reply.future
         leases = rows.leases_from_json(found)
         try:
@@ -304,14 +307,14 @@ class SqliteStorage:
         if len(self._watchers) == 1:
             self._writer.watch(self, self._loop, self._finished_elsewhere)
             if worker_id is not None:
-                self._hang_doorbell(host.FINISHED, worker_id, self._finished_elsewhere)
+                self._doorbells.hang(host.FINISHED, worker_id, self._finished_elsewhere)
         return partial(self._unwatch, look)
 
     def _unwatch(self, look: Callable[[], None]) -> None:
         self._watchers.discard(look)
         if not self._watchers and self._opened is not None:
             self._opened.unwatch(self)
-            self._take_down_doorbells(host.FINISHED)
+            self._doorbells.take_down(host.FINISHED)
 
     def _finished_elsewhere(self) -> None:
         for look in tuple(self._watchers):
@@ -414,79 +417,15 @@ class SqliteStorage:
         operation = Transact(
             reply=reply, run=run, makes_work=makes_work, finishes=finishes, cancels=cancels, solitary=solitary
         )
-        self._submit(operation)
+        self._hand_over.submit(operation)
         answer: T = await reply.future
         return answer
-
-    def _submit(self, operation: Operation) -> None:
-        self._writer.admit(operation.size)
-        self._outgoing.append(operation)
-        self._hand_over_soon()
-
-    def _hand_over_soon(self, *, at_once: bool = False) -> None:
-        """Bring what was admitted to the writer: at once when it sleeps, else at the end of this turn of the loop.
-
-        What one turn brings goes across together and shares a transaction. Waking the writer for each operation
-        would make it contend with the loop for the interpreter lock, a dozen times per transaction.
-        """
-        if at_once or self._writer.is_idle:
-            self._hand_over()
-        elif not self._will_hand_over:
-            self._will_hand_over = True
-            self._loop.call_soon(self._hand_over)
-
-    def _hand_over(self) -> None:
-        self._will_hand_over = False
-        additions, self._additions = self._additions, []
-        outgoing, self._outgoing = self._outgoing, []
-        light = [addition for addition in additions if len(addition.jobs) <= HEAVY]
-        for _, alike in groupby(light, _impatience):
-            outgoing += self._encoded(list(alike))
-        if len(light) < len(additions):
-            for addition in additions:
-                if len(addition.jobs) > HEAVY:
-                    outgoing += self._encoded([addition])
-        if outgoing and self._opened is not None:
-            self._opened.hand_over(outgoing)
-
-    def _encoded(self, additions: list[Addition]) -> list[Operation]:
-        """Put additions into operations. One that cannot be encoded, by a defect, must not take others along."""
-        try:
-            return [make_insert(additions, self._schema_of)]
-        except Exception as error:
-            if len(additions) > 1:
-                return [operation for addition in additions for operation in self._encoded([addition])]
-            calls = LoopCalls()
-            additions[0].reply.answer(NotStored(f"the jobs cannot be encoded ({error!r}); nothing was stored"), calls)
-            calls.flush()
-            self._writer.forget(additions[0].size)
-            return []
-
-    def _hang_doorbell(self, kind: host.Bell, worker_id: int, rung: Callable[[], None]) -> None:
-        with contextlib.suppress(OSError, NotImplementedError):  # without it, work of others is seen in 0.25 s
-            doorbell = host.Doorbell(self._location.directory, worker_id, kind)
-            self._doorbells.append(doorbell)
-
-            def on_ring() -> None:
-                doorbell.drain()
-                rung()
-
-            self._loop.add_reader(doorbell.socket, on_ring)
 
     def _rung(self, wake_up: WakeUp) -> None:
         """Another process added work, or asked for the end of a job that runs here."""
         wake_up(False)
         if self._opened is not None:
             self._opened.look_now()
-
-    def _take_down_doorbells(self, kind: host.Bell | None = None) -> None:
-        for doorbell in [one for one in self._doorbells if kind is None or one.kind == kind]:
-            self._doorbells.remove(doorbell)
-            self._loop.remove_reader(doorbell.socket)
-            doorbell.close()
-
-
-_impatience: Final = attrgetter("impatient")
 
 
 def _always(_: object) -> bool:
