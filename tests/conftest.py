@@ -1,4 +1,4 @@
-"""Markers that tie a test to the fault, or to the bug of another queue, that it shows to be harmless here."""
+"""What holds for all tests: their order, and the markers that tie one to the fault that it shows to be harmless."""
 
 from pathlib import Path
 
@@ -12,3 +12,11 @@ for contract in Path(__file__).with_name("storage").glob("contract*.py"):
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(*ids): the rows of tests/faults/matrix.py that this test shows")
     config.addinivalue_line("markers", "foreign_bug(*numbers): the bugs of tests/faults/foreign_bugs.py it rules out")
+
+
+LONGEST = ("test_checks.py", "test_model.py", "test_security_fuzz.py", "test_ledger.py", "test_power_cuts.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest begin first: at the end, one process would be busy with them alone."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

@@ -77,6 +77,7 @@ def strategies(app: FastAPI) -> Iterator[tuple[Any, Any]]:
                 yield mode, operation.ok().as_strategy(generation_mode=mode)
 
 
+@pytest.mark.no_cover  # it would take half as long again
 @pytest.mark.timeout(60 + WANTED // 10)
 def test_no_generated_request_finds_a_defect_or_a_way_around_authentication(tmp_path: Path) -> None:
     site = Site(tmp_path / "app.db")

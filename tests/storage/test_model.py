@@ -464,6 +464,7 @@ async def result_of(answer: Any) -> object:
     return answer or {}
 
 
+@pytest.mark.no_cover  # it would take twice as long
 @pytest.mark.timeout(0 if EXAMPLES else 600)  # a failure takes its time: it is made as small as possible
 def test_a_job_lives_as_the_model_says() -> None:
     run_state_machine_as_test(
