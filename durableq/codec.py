@@ -130,6 +130,8 @@ class ArgumentsCodec:
             if self._star is None:
                 raise self._invalid(f"expected at most {len(self._positional)} positional arguments, got {len(args)}")
             values[self._star] = args[len(self._positional) :]
+        if not kwargs:
+            return values
         extra: dict[str, Any] = {}
         for name, value in kwargs.items():
             if name in self._names and name not in (self._star, self._double_star, *self._positional_only):
@@ -190,7 +192,7 @@ class ArgumentsCodec:
     def _is_plain_json(self, checked: Mapping[str, Any], encoded: bytes) -> bool:
         if b"NaN" in encoded or b"Infinity" in encoded:
             return False
-        return not any(name in checked and not _is_json(checked[name]) for name in self._loose)
+        return not self._loose or all(_is_json(checked[name]) for name in self._loose if name in checked)
 
     def _name_the_unencodable(self, checked: Mapping[str, Any], error: Exception) -> NoReturn:
         """Find the argument that is to blame by trying them one at a time, and raise its error."""

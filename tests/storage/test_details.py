@@ -1,6 +1,7 @@
 """What is written of a job, what a batch of outcomes says of itself, and what people do by hand, to the last column."""
 
 import json
+import re
 import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -44,6 +45,7 @@ from durableq.storage.sqlite.settling import (
     numbers_in,
     settlement_of,
 )
+from durableq.storage.sqlite.statements import INSERTED_COLUMNS, SQL
 from tests.storage.support import BOOM, DEAD, DONE, WORK, Backend, claim, settle, stored
 
 NOW = 1_000_000
@@ -110,9 +112,10 @@ def test_what_a_worker_reads_of_a_job_counts_from_when_it_was_added() -> None:
     }  # fmt: skip
     (bare,) = json.loads(rows.special_rows([replace(job, extras=JobExtras(is_idempotent=True))]))
     assert bare[10:] == [None] * 7
-    assert json.loads(rows.insert_rows([job])) == [row[:10]]
+    assert list(rows.insert_row(job)) == row[:10]
+    assert {type(value) for value in rows.insert_row(job)} == {str, int}
     later = replace(job, run_at=MOMENT + timedelta(seconds=1))
-    assert json.loads(rows.insert_rows([later]))[0][8:] == [from_datetime(MOMENT), from_datetime(later.run_at)]
+    assert rows.insert_row(later)[8:] == (from_datetime(MOMENT), from_datetime(later.run_at))
 
 
 @pytest.mark.parametrize(
@@ -258,17 +261,32 @@ def test_a_batch_keeps_plain_jobs_apart_from_those_that_need_more(tmp_path: Path
     unique = replace(backend.job(), extras=JobExtras(unique=UniqueClaim("key", 0, "replace")))
     repeated = replace(backend.job(), extras=JobExtras(is_idempotent=True))
     batch = batch_of([plain, tagged, unique, repeated])
-    assert [row[0] for row in json.loads(batch.plain)] == [plain.id]
+    assert [row[0] for row in batch.plain] == [plain.id]
     assert [row[0] for row in json.loads(batch.special)] == [tagged.id, unique.id, repeated.id]
     assert batch.claims == [Claim(unique), Claim(repeated)]
     assert [(one.key, one.on_conflict) for one in batch.claims] == [("key", "replace"), ("", "return")]
     only_plain = batch_of([plain])
     assert (only_plain.special, only_plain.claims) == ("[]", [])
+    assert joined([batch]) is batch
+    both = joined([only_plain, batch, only_plain, batch])
+    assert [row[0] for row in both.plain] == [plain.id] * 4
+    assert json.loads(both.special) == json.loads(batch.special) * 2
+    assert both.claims == batch.claims * 2
+    assert joined([only_plain, only_plain]).special == "[]"
 
 
-def test_arrays_are_joined_without_the_empty_ones() -> None:
-    assert joined([]) == "[]"
-    assert joined(["[]", "[[1]]", "[]", "[[2],[3]]"]) == "[[1],[2],[3]]"
+@pytest.mark.parametrize("number", [1, 63, 64, 65, 200])
+async def test_every_number_of_jobs_is_stored_in_its_order(backend: Backend, storage: Storage, number: int) -> None:
+    jobs = [backend.job(priority=index) for index in range(number)]
+    await storage.insert(jobs)
+    page = await storage.find(JobFilter(), cursor=None, limit=number + 1)
+    assert page.jobs == jobs[::-1]
+
+
+def test_both_statements_that_store_plain_jobs_name_the_same_columns() -> None:
+    named = re.search(r"INSERT INTO durableq_jobs \((.*?)\)", SQL["insert_jobs"], re.DOTALL)
+    assert named is not None
+    assert tuple(named[1].replace("\n", "").replace(" ", "").split(",")) == INSERTED_COLUMNS
 
 
 async def test_of_several_conflicts_in_one_call_only_those_that_replace_do_so(

@@ -11,7 +11,7 @@ import pytest
 from durableq.models import JobFilter, JobState
 from durableq.storage.sqlite import schema, transitions
 from durableq.storage.sqlite.connection import Location, connect
-from durableq.storage.sqlite.statements import SQL, choose_statement
+from durableq.storage.sqlite.statements import SQL, choose_statement, insert_statement
 
 SEQS = json.dumps([1, 2, 3])
 NAMES = json.dumps(["a", "b"])
@@ -124,7 +124,7 @@ def steps(connection: sqlite3.Connection, run: Callable[[], object]) -> int:
     return ticks
 
 
-def steps_of(connection: sqlite3.Connection, statement: str, values: dict[str, Any]) -> int:
+def steps_of(connection: sqlite3.Connection, statement: str, values: dict[str, Any] | list[Any]) -> int:
     return steps(connection, lambda: connection.execute(statement, values).fetchall())
 
 
@@ -207,6 +207,7 @@ def test_finished_jobs_cost_the_worker_nothing(database: sqlite3.Connection) -> 
         (SQL["take"], {"seqs": SEQS, "worker_id": 1, "now": 0}),
         (SQL["prunable"], {"state": "succeeded", "before": 9, "limit": 100}),
         (SQL["insert_jobs"], {"jobs": JOB}),
+        (insert_statement(1), ROW),
         (SQL["count_live"], {}),
     ):
         assert steps_of(database, statement, values) <= 4, statement

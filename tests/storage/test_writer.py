@@ -5,6 +5,7 @@ import contextlib
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -313,9 +314,12 @@ async def test_nothing_of_a_job_that_is_gone_stays_in_the_file(backend: Backend,
         assert outside.execute("SELECT count(*) FROM durableq_attempts").fetchone() == (0,)
 
 
-async def test_an_addition_that_cannot_be_encoded_takes_no_other_along(backend: Backend, storage: Storage) -> None:
-    good, bad = backend.job(), backend.job(args_json="\ud800")
-    first, refused, last = storage.insert([good]), storage.insert([bad]), storage.insert([backend.job()])
+@pytest.mark.parametrize("bad", [{"args_json": "\ud800"}, {"task": "\ud800"}, {"priority": 2**63}])
+async def test_an_addition_that_cannot_be_encoded_takes_no_other_along(
+    backend: Backend, storage: Storage, bad: dict[str, Any]
+) -> None:
+    first, refused = storage.insert([backend.job()]), storage.insert([replace(backend.job(), **bad)])
+    last = storage.insert([backend.job()])
     await asyncio.gather(first, last)
     with pytest.raises(NotStored, match="cannot be encoded"):
         await refused

@@ -1,7 +1,6 @@
 """The writer's parts one by one: its inbox, its groups, its answers, its statements, and the leases it gave."""
 
 import asyncio
-import json
 import threading
 import time
 from pathlib import Path
@@ -163,7 +162,7 @@ def test_an_insert_says_all_that_its_jobs_amount_to(jobs: Backend) -> None:
     assert (set(one.queues), set(one.tasks)) == ({"mail", "default"}, {WORK, "t"})
     assert (one.first_due, one.has_queued) == (from_datetime(later.run_at), True)
     assert one.size == 3 * ROW_OVERHEAD_BYTES + len('{"a":1}') + 2 * len("{}")
-    assert [row[0] for row in json.loads(one.batch.plain)] == [ready.id, last.id, later.id]
+    assert [row[0] for row in one.batch.plain] == [ready.id, last.id, later.id]
     waiting = insert(jobs, delay=60)
     assert (waiting.has_queued, waiting.impatient) == (False, False)
     assert insert(jobs).first_due is None

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from durableq.clock import from_datetime
-from durableq.errors import InvariantBroken, JobConflict
+from durableq.errors import InvariantBroken, JobConflict, NotStored
 from durableq.models import Job, JobState
 from durableq.storage.protocol import Conflicts
-from durableq.storage.sqlite.insertion import Batch, batch_of, carry_out, insertion, joined
+from durableq.storage.sqlite.insertion import Batch, batch_of, joined, store
 from durableq.storage.sqlite.replies import LoopCalls, NoReply, Reply
 from durableq.storage.sqlite.settling import Settlement, check_settled, exactly, numbers_in, settle
 from durableq.storage.sqlite.statements import SQL, choose_statement
@@ -236,7 +236,7 @@ class GroupRunner:
         if inserts:  # first, so that a claim in the same group finds them
             try:
                 conflicts = self._insert(connection, inserts, effects)
-            except JobConflict as error:
+            except (JobConflict, NotStored) as error:
                 raise Irregular("a job is refused") from error
         return [
             _conflicts_of(operation, conflicts)
@@ -295,18 +295,12 @@ class GroupRunner:
     def _insert(
         self, connection: sqlite3.Connection, inserts: list[Insert], effects: Effects, *, refuses: bool = True
     ) -> Conflicts:
-        batches = [operation.batch for operation in inserts]
-        plain, special, claims = batches[0].plain, batches[0].special, batches[0].claims
-        if len(batches) > 1:
-            plain = joined(batch.plain for batch in batches)
-            special = joined(batch.special for batch in batches)
-            claims = [claim for batch in batches for claim in batch.claims]
         changes = connection.total_changes
-        conflicts = carry_out(connection, insertion(plain, special, claims, refuses=refuses))
+        conflicts = store(connection, joined([operation.batch for operation in inserts]), refuses=refuses)
         if connection.total_changes - changes < sum(operation.count for operation in inserts):
             _find_all(connection, inserts, conflicts)
-        effects.written_bytes += len(plain) + len(special)
         for operation in inserts:
+            effects.written_bytes += operation.size
             if not operation.queues <= self.known_queues or not operation.tasks <= self.known_tasks:
                 self._learn_names(connection, operation, effects)
             effects.made_work |= operation.has_queued

@@ -6,18 +6,19 @@ connection, and on a connection of the application, sync or async.
 
 import json
 import sqlite3
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
 from durableq.clock import from_datetime
-from durableq.errors import DuplicateJob, IdempotencyConflict
+from durableq.errors import DuplicateJob, IdempotencyConflict, NotStored
 from durableq.models import PLAIN, Job, OnConflict
 from durableq.storage.protocol import Conflicts, Plan
 from durableq.storage.sqlite import rows
-from durableq.storage.sqlite.statements import SQL
+from durableq.storage.sqlite.statements import INSERTED_AT_ONCE, SQL, insert_statement
 
 T = TypeVar("T")
 
@@ -41,40 +42,63 @@ class Claim:
 class Batch:
     """New jobs as the statements read them."""
 
-    plain: str = "[]"
+    plain: list[tuple[Any, ...]] = field(default_factory=list)
+    """Those that need no more columns than every job has, as rows of them."""
     special: str = "[]"
+    """The others, as a JSON array of arrays."""
     claims: list[Claim] = field(default_factory=list)
 
 
 def batch_of(jobs: Sequence[Job[Any]]) -> Batch:
     """Encode new jobs. Those that need more columns go by a statement of their own, so that plain ones stay cheap."""
+    plain = [rows.insert_row(job) for job in jobs if job.extras is PLAIN]
+    if len(plain) == len(jobs):
+        return Batch(plain)
     special = [job for job in jobs if job.extras is not PLAIN]
-    if not special:
-        return Batch(rows.insert_rows(jobs))
-    plain = [job for job in jobs if job.extras is PLAIN]
     claims = [Claim(job) for job in special if job.extras.unique is not None or job.extras.is_idempotent]
-    return Batch(rows.insert_rows(plain), rows.special_rows(special), claims)
+    return Batch(plain, rows.special_rows(special), claims)
 
 
-def joined(batches: Iterable[str]) -> str:
-    """Put JSON arrays together."""
-    return f"[{','.join(one[1:-1] for one in batches if one != '[]')}]"
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Put batches together."""
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        [row for batch in batches for row in batch.plain],
+        f"[{','.join(batch.special[1:-1] for batch in batches if batch.special != '[]')}]",
+        [claim for batch in batches for claim in batch.claims],
+    )
 
 
-def insertion(plain: str, special: str, claims: Sequence[Claim], *, refuses: bool = True) -> Plan[Conflicts]:
+def store(connection: sqlite3.Connection, batch: Batch, *, refuses: bool = True) -> Conflicts:
+    """Store jobs on the writer's connection. As `insertion`; raises `NotStored` too, for what SQLite cannot take."""
+    for start in range(0, len(batch.plain), INSERTED_AT_ONCE):
+        some = batch.plain[start : start + INSERTED_AT_ONCE]
+        try:
+            connection.execute(insert_statement(len(some)), list(chain.from_iterable(some)))
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise NotStored(f"the jobs cannot be encoded ({error!r}); nothing was stored") from error
+    return carry_out(connection, _rest_of(batch, refuses)) if batch.special != "[]" else {}
+
+
+def insertion(batch: Batch, *, refuses: bool = True) -> Plan[Conflicts]:
     """Store jobs; return the id of the job that is there, for each that was not stored because of it.
 
     Raises `DuplicateJob` and `IdempotencyConflict`, with statements already done: roll back. When not ``refuses``,
     the job that is there stands, whatever was asked for.
     """
-    if plain != "[]":
-        yield SQL["insert_jobs"], {"jobs": plain}
-    if special != "[]":
-        yield SQL["insert_special_jobs"], {"jobs": special}
-    if not claims:
+    if batch.plain:
+        yield SQL["insert_jobs"], {"jobs": to_json(batch.plain).decode()}
+    return (yield from _rest_of(batch, refuses))
+
+
+def _rest_of(batch: Batch, refuses: bool) -> Plan[Conflicts]:
+    if batch.special != "[]":
+        yield SQL["insert_special_jobs"], {"jobs": batch.special}
+    if not batch.claims:
         return {}
-    conflicts = yield from _unique_conflicts(claims, refuses)
-    repeated = yield from _repeated(claims, refuses)
+    conflicts = yield from _unique_conflicts(batch.claims, refuses)
+    repeated = yield from _repeated(batch.claims, refuses)
     return conflicts | repeated
 
 

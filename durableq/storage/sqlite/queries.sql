@@ -3,7 +3,8 @@
 -- interpreter lock. SQL as old as SQLite 3.37. Values are bound, never spliced.
 
 -- name: insert_jobs
--- (nothing) -> queued | scheduled. Idempotent by id, so a group may be replayed after a failed COMMIT.
+-- (nothing) -> queued | scheduled. Idempotent by id, so a group may be replayed after a failed COMMIT. For connections
+-- of the application; the writer's own form of it is `statements.insert_statement`.
 INSERT INTO durableq_jobs (
     id, task, queue, priority, state, args, checksum, max_attempts, created_at, run_at
 )

@@ -32,11 +32,6 @@ from durableq.models import (
 )
 
 
-def insert_rows(jobs: Iterable[Job[Any]]) -> str:
-    """Return new jobs as what ``insert_jobs`` reads: a JSON array of arrays."""
-    return to_json([_insert_row(job) for job in jobs]).decode()
-
-
 def special_rows(jobs: Iterable[Job[Any]]) -> str:
     """Return new jobs as what ``insert_special_jobs`` reads."""
     return to_json([special_row(job) for job in jobs]).decode()
@@ -46,7 +41,7 @@ def special_row(job: Job[Any]) -> tuple[Any, ...]:
     extras = job.extras
     key, covers = (None, None) if extras.unique is None else extras.unique[:2]
     return (
-        *_insert_row(job),
+        *insert_row(job),
         extras.expires_at,
         extras.deadline_at,
         key,
@@ -74,14 +69,15 @@ def _settings_json(job: Job[Any]) -> str | None:
     return to_json(given).decode() if given else None
 
 
-def _insert_row(job: Job[Any]) -> tuple[Any, ...]:
+def insert_row(job: Job[Any]) -> tuple[Any, ...]:
+    """Return a new job in the columns that every job has."""
     created_at = from_datetime(job.created_at)
     return (
         job.id,
         job.task,
         job.queue,
         job.priority,
-        job.state,
+        job.state.value,  # as it is: the binding of a subclass of str looks for adapters first
         job.args_json,
         checksum(job.args_json),
         job.max_attempts,

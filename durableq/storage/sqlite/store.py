@@ -388,7 +388,7 @@ class SqliteStorage:
     def adding(self, jobs: Sequence[Job[Any]]) -> Plan[Conflicts]:
         batch = insertion.batch_of(jobs)
         yield from insertion.naming(jobs, self._schema_of)
-        return (yield from insertion.insertion(batch.plain, batch.special, batch.claims))
+        return (yield from insertion.insertion(batch))
 
     def completing(self, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]) -> Plan[None]:
         settlement = settling.settlement_of([(lease, Succeeded(result_json))], self._clock.wall())
@@ -397,7 +397,7 @@ class SqliteStorage:
         if follow_ups:
             batch = insertion.batch_of(follow_ups)
             yield from insertion.naming(follow_ups, self._schema_of)
-            yield from insertion.insertion(batch.plain, batch.special, batch.claims, refuses=False)
+            yield from insertion.insertion(batch, refuses=False)
 
     def expect_foreign_commit(self, is_open: Callable[[], bool]) -> Callable[[], None]:
         return self._writer.expect_foreign_commit(is_open)
