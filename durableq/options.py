@@ -248,8 +248,8 @@ class QueueOptions(_Options):
     """The queues this worker serves; None: all."""
     concurrency: Annotated[int, Field(ge=1, le=100_000)] = 64
     """How many ``async def`` jobs run at once on the event loop."""
-    threads: Annotated[int, Field(ge=1, le=10_000)] = Field(default_factory=lambda: (os.cpu_count() or 1) + 4)
-    """How many ``def`` jobs run at once, in threads of their own."""
+    threads: Annotated[int, Field(ge=1, le=10_000)] = 40
+    """How many ``def`` jobs run at once, in threads of their own: as many as Starlette has for its background tasks."""
     processes: Annotated[int, Field(ge=1, le=1_000)] = Field(default_factory=lambda: os.cpu_count() or 1)
     """How many jobs of tasks with ``runner="process"`` run at once, each in a child process."""
     process_memory: Annotated[int, Field(ge=256 * 1024 * 1024)] | None = None

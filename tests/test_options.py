@@ -1,6 +1,5 @@
 """Settings are checked together before anything starts, and what is wrong is said with its remedy."""
 
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -39,7 +38,7 @@ class TestQueueOptions:
         assert options.durability == "full"
         assert options.worker
         assert options.queues is None
-        assert (options.concurrency, options.threads) == (64, (os.cpu_count() or 1) + 4)
+        assert (options.concurrency, options.threads) == (64, 40)
         assert (options.lease, options.heartbeat) == (timedelta(seconds=30), timedelta(seconds=5))
         assert (options.grace, options.loop_stall_warning) == (timedelta(seconds=10), timedelta(seconds=10))
         assert (options.max_crashes, options.max_payload_bytes) == (3, 1024 * 1024)

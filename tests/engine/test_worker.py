@@ -57,8 +57,8 @@ async def test_by_default_64_async_jobs_run_at_once(database: Path) -> None:
 
 async def test_slots_of_loop_and_threads_are_counted_apart(database: Path) -> None:
     """A runner that is full does not hold up the other, nor does it take its jobs."""
-    dq = DurableQ(database, concurrency=2)
-    threads = (os.cpu_count() or 1) + 4
+    threads = 6
+    dq = DurableQ(database, concurrency=2, threads=threads)
     gate, release, blocked = Gate(), threading.Event(), threading.Semaphore(0)
 
     @dq.task(name="wait")
