@@ -6,7 +6,7 @@ FLOOR := .venv-floor
 PORT ?= 8000
 SEED ?= 1
 
-.PHONY: help demo payments run test test-floor check format bench torture mutate audit strace clean
+.PHONY: help demo payments run test test-floor check format bench bench-peers torture mutate audit strace clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,8 +37,13 @@ format: $(VENV)/ready ## Put the code in its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/ready ## Measure ourselves against the raw disk and FastAPI's own tasks
-	@$(BIN)/python -m benchmarks
+bench: $(VENV)/ready ## Measure ourselves against the raw disk and FastAPI's own tasks; ALL=1 for the long ones too
+	@$(BIN)/python -m benchmarks $(if $(ALL),--all)
+
+bench-peers: $(VENV)/ready ## Measure other queues beside ours, and write docs/benchmarks.md
+	$(BIN)/pip install --quiet --disable-pip-version-check --group benchmarks
+	@[ "$$(id -u)" != 0 ] || (apt-get update -qq && apt-get install -qq -y redis-server postgresql) >/dev/null 2>&1 || true
+	@$(BIN)/python -m benchmarks.peers
 
 torture: $(VENV)/ready strace ## Try for an hour to make it break its promises, on this disk
 	DURABLEQ_MODEL_EXAMPLES=10000 DURABLEQ_FUZZ_CASES=50000 $(BIN)/python -m pytest -q --hypothesis-seed=$(SEED) \

@@ -8,11 +8,7 @@ disk by TMPDIR, and beware of one in memory, where an fsync costs nothing.
 import argparse
 import dataclasses
 import gc
-import importlib.metadata
 import json
-import os
-import platform
-import sqlite3
 import statistics
 import sys
 import tempfile
@@ -21,10 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import http, storage, worker
-from benchmarks.figures import FULL, QUICK, Benchmark, Figures, Row, Sizes, percentile
+from benchmarks import growth, http, manners, processes, storage, syncs, worker
+from benchmarks.figures import FULL, QUICK, Benchmark, Figures, Row, Sizes
+from benchmarks.machine import machine
 
-BENCHMARKS: Final = (*storage.BENCHMARKS, *worker.BENCHMARKS, *http.BENCHMARKS)
+BENCHMARKS: Final = tuple(
+    one for module in (storage, worker, http, processes, manners, syncs, growth) for one in module.BENCHMARKS
+)
 ROUNDS: Final = 3
 
 
@@ -40,10 +39,10 @@ class Line:
 
 def main() -> None:
     options = _options()
-    chosen = [one for one in BENCHMARKS if not options.only or one.name in options.only]
+    chosen = [one for one in BENCHMARKS if _is_chosen(one, options)]
     sizes = QUICK if options.quick else FULL
-    machine = _machine()
-    print("\n".join(f"{name:<16} {value}" for name, value in machine.items()))
+    described = machine()
+    print("\n".join(f"{name:<16} {value}" for name, value in described.items()))
     began = time.monotonic()
     rounds = [_round(f"round {number} of {options.rounds}", chosen, sizes) for number in range(1, options.rounds + 1)]
     lines = _lines(chosen, rounds)
@@ -51,7 +50,7 @@ def main() -> None:
     print(f"Median of {options.rounds} interleaved rounds (lowest to highest), {time.monotonic() - began:.0f} s.\n")
     print(_table(lines, _earlier(options.against)))
     if options.json:
-        options.json.write_text(json.dumps(_report(machine, sizes, lines), indent=2) + "\n")
+        options.json.write_text(json.dumps(_report(described, sizes, lines), indent=2) + "\n")
 
 
 def _options() -> argparse.Namespace:
@@ -59,10 +58,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=_positive, default=ROUNDS, help=f"how often everything runs ({ROUNDS})")
     names = [one.name for one in BENCHMARKS]
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
+    parser.add_argument("--all", action="store_true", help="the long ones too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value to a file as well")
     parser.add_argument("--against", type=Path, metavar="FILE", help="show the change since an earlier --json")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: see that it works, not how fast")
     return parser.parse_args()
+
+
+def _is_chosen(benchmark: Benchmark, options: argparse.Namespace) -> bool:
+    return benchmark.name in options.only if options.only else options.all or not benchmark.is_long
 
 
 def _positive(text: str) -> int:
@@ -133,7 +137,7 @@ def _number(value: float) -> str:
 # -- the file ------------------------------------------------------------------------------------------------
 
 
-def _report(machine: dict[str, str], sizes: Sizes, lines: Sequence[Line]) -> dict[str, Any]:
+def _report(described: dict[str, str], sizes: Sizes, lines: Sequence[Line]) -> dict[str, Any]:
     rows = {
         line.row.key: {
             "label": line.row.label,
@@ -145,7 +149,7 @@ def _report(machine: dict[str, str], sizes: Sizes, lines: Sequence[Line]) -> dic
         }
         for line in lines
     }
-    return {"machine": machine, "sizes": dataclasses.asdict(sizes), "rows": rows}
+    return {"machine": described, "sizes": dataclasses.asdict(sizes), "rows": rows}
 
 
 def _earlier(file: Path | None) -> dict[str, float]:
@@ -153,33 +157,6 @@ def _earlier(file: Path | None) -> dict[str, float]:
     if file is None:
         return {}
     return {key: float(row["median"]) for key, row in json.loads(file.read_text())["rows"].items()}
-
-
-# -- the machine ---------------------------------------------------------------------------------------------
-
-
-def _machine() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in ("durableq", "fastapi", "uvicorn")}
-    return {
-        "CPUs": str(os.cpu_count()),
-        "Python": platform.python_version(),
-        "SQLite": sqlite3.sqlite_version,
-        **versions,
-        "load average": f"{os.getloadavg()[0]:.1f} before we began",
-        "fdatasync p50": f"{_fdatasync_milliseconds():.2f} ms in {tempfile.gettempdir()}",
-    }
-
-
-def _fdatasync_milliseconds(times: int = 100) -> float:
-    """Of one page appended: what a durable commit costs here at the very least."""
-    taken = []
-    with tempfile.TemporaryFile() as file:
-        for _ in range(times):
-            os.write(file.fileno(), bytes(4096))
-            began = time.perf_counter()
-            getattr(os, "fdatasync", os.fsync)(file.fileno())
-            taken.append((time.perf_counter() - began) * 1_000)
-    return percentile(taken, 0.5)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,26 @@ class Sizes:
     pick_ups: int = 400
     load_seconds: float = 2.0
     warm_up_seconds: float = 0.5
+    rows: int = 1_000_000
+    crowd: int = 100_000
+    rest_seconds: float = 10.0
+    flow_seconds: float = 4.0
+    imports: int = 7
 
 
 FULL: Final = Sizes()
-QUICK: Final = Sizes(seconds=0.05, jobs=500, pick_ups=20, load_seconds=0.3, warm_up_seconds=0.1)
+QUICK: Final = Sizes(
+    seconds=0.05,
+    jobs=500,
+    pick_ups=20,
+    load_seconds=0.3,
+    warm_up_seconds=0.1,
+    rows=2_000,
+    crowd=1_000,
+    rest_seconds=0.2,
+    flow_seconds=0.3,
+    imports=1,
+)
 """Says nothing about speed, only that everything works."""
 
 
@@ -46,6 +62,8 @@ class Benchmark:
     name: str
     rows: tuple[Row, ...]
     run: Callable[[Path, Sizes], Figures]
+    is_long: bool = False
+    """Left out unless it is asked for."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:

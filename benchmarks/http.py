@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.figures import Benchmark, Figures, Row, Sizes
+from benchmarks.storage import raw_rows_per_second
 
 KINDS: Final = ("plain", "memory", "durable")
 CONNECTIONS: Final = 64
@@ -36,13 +37,14 @@ def route(directory: Path, sizes: Sizes) -> Figures:
 
 def _measure(kind: str, port: int, sizes: Sizes) -> Figures:
     before = _report(port)
-    load = _load(port, sizes)
-    promised = 0 if kind == "plain" else int(load["answered"])
+    answers = load(port, sizes)
+    promised = 0 if kind == "plain" else int(answers["answered"])
     still_to_run = promised - _report(port)["ran"]
     after = _when_all_have_run(port, promised)
     figures = {
-        f"http-{kind}": load["requests_per_second"],
-        f"http-{kind}-cpu": (after["cpu_seconds"] - before["cpu_seconds"]) / load["answered"] * 1_000_000,
+        f"http-{kind}": answers["requests_per_second"],
+        f"http-{kind}-p99": answers["p99"],
+        f"http-{kind}-cpu": (after["cpu_seconds"] - before["cpu_seconds"]) / answers["answered"] * 1_000_000,
     }
     return figures | ({"http-backlog": still_to_run} if kind == "durable" else {})
 
@@ -56,9 +58,10 @@ def _when_all_have_run(port: int, promised: int) -> Figures:
     return now
 
 
-def _load(port: int, sizes: Sizes) -> Figures:
+def load(port: int, sizes: Sizes, connections: int = CONNECTIONS) -> Figures:
+    """Load a served route by a client in a process of its own."""
     seconds = (str(sizes.warm_up_seconds), str(sizes.load_seconds))
-    command = [sys.executable, "-m", "benchmarks.load", str(port), "/accept", str(CONNECTIONS), *seconds]
+    command = [sys.executable, "-m", "benchmarks.load", str(port), "/accept", str(connections), *seconds]
     timeout = sizes.warm_up_seconds + sizes.load_seconds + PATIENCE_SECONDS
     done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, check=True, timeout=timeout)
     return _figures(done.stdout)
@@ -98,6 +101,16 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("DURABLEQ_")}
 
 
+def alone(directory: Path, sizes: Sizes) -> Figures:
+    """One connection, so that nothing is shared; and what a commit of one row takes on this disk."""
+    figures = {"alone-commit": 1_000 / raw_rows_per_second(directory / "commit.db", 1, sizes.seconds)}
+    for kind in ("memory", "durable"):
+        with _served(kind, directory / f"{kind}.db") as port:
+            _report(port)
+            figures[f"alone-{kind}"] = load(port, sizes, connections=1)["p50"]
+    return figures
+
+
 def _rate(key: str, label: str, compared_to: str | None = None) -> Row:
     return Row(f"http-{key}", label, "requests/s", compared_to)
 
@@ -116,8 +129,19 @@ BENCHMARKS: Final = (
             _cpu("plain", "route, no task", "http-memory-cpu"),
             _cpu("memory", "route, Starlette BackgroundTasks"),
             _cpu("durable", "route, durableq, job included", "http-memory-cpu"),
+            Row("http-memory-p99", "route, Starlette BackgroundTasks, p99", "ms"),
+            Row("http-durable-p99", "route, durableq, p99", "ms", "http-memory-p99"),
             Row("http-backlog", "route, durableq: jobs still to run when the load ends", "jobs"),
         ),
         route,
+    ),
+    Benchmark(
+        "http-alone",
+        (
+            Row("alone-commit", "raw sqlite3, a commit of one row, mean", "ms"),
+            Row("alone-memory", "route, 1 connection, Starlette BackgroundTasks, p50", "ms"),
+            Row("alone-durable", "route, 1 connection, durableq, p50", "ms", "alone-memory"),
+        ),
+        alone,
     ),
 )

@@ -6,11 +6,14 @@ own, and as little Python per request as there can be, because it shares the mac
 
 import asyncio
 import json
+import math
 import sys
 import time
 from typing import Any, Final
 
 import uvloop
+
+from benchmarks.figures import percentile
 
 HEAD_END: Final = b"\r\n\r\n"
 LENGTH: Final = b"\r\ncontent-length: "
@@ -23,6 +26,8 @@ class Tally:
     def __init__(self) -> None:
         self.answered = 0
         self.is_over = False
+        self.latencies: list[float] | None = None
+        """In seconds, while they are taken."""
 
 
 class Connection(asyncio.Protocol):
@@ -33,11 +38,16 @@ class Connection(asyncio.Protocol):
         self._request = request
         self._tally = tally
         self._received = b""
+        self._sent_at = 0.0
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        transport.write(self._request)
+        self._send()
+
+    def _send(self) -> None:
+        self._sent_at = time.perf_counter()
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         received = self._received + data
@@ -50,10 +60,12 @@ class Connection(asyncio.Protocol):
             self._fail(f"expected a 202, got {received[:500]!r}")
             return
         self._tally.answered += 1
+        if self._tally.latencies is not None:
+            self._tally.latencies.append(time.perf_counter() - self._sent_at)
         if self._tally.is_over:
             self._end()
         else:
-            self._transport.write(self._request)
+            self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(f"the server closed a connection ({error})")
@@ -85,12 +97,20 @@ async def load(port: int, path: str, connections: int, warm_up: float, seconds: 
     ]
     ended = asyncio.gather(*(connection.ended for _, connection in opened))
     await _unless_it_ends(ended, warm_up)
+    latencies: list[float] = []
+    tally.latencies = latencies
     before, began = tally.answered, time.perf_counter()
     await _unless_it_ends(ended, seconds)
     rate = (tally.answered - before) / (time.perf_counter() - began)
-    tally.is_over = True
+    tally.is_over, tally.latencies = True, None
     await ended
-    return {"answered": tally.answered, "requests_per_second": rate, "cpu_seconds": time.process_time()}
+    return {
+        "answered": tally.answered,
+        "requests_per_second": rate,
+        "p50": percentile(latencies or [math.inf], 0.5) * 1_000,
+        "p99": percentile(latencies or [math.inf], 0.99) * 1_000,
+        "cpu_seconds": time.process_time(),
+    }
 
 
 async def _unless_it_ends(ended: "asyncio.Future[Any]", seconds: float) -> None:

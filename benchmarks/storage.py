@@ -24,12 +24,13 @@ async def send(number: int, message: dict[str, str]) -> None:
 def raw(directory: Path, sizes: Sizes) -> Figures:
     """SQLite alone, in a loop, with nothing in between: what this disk allows."""
     return {
-        "raw-1": _raw_rows_per_second(directory / "one.db", 1, sizes.seconds),
-        "raw-64": _raw_rows_per_second(directory / "many.db", PRODUCERS, sizes.seconds),
+        "raw-1": raw_rows_per_second(directory / "one.db", 1, sizes.seconds),
+        "raw-64": raw_rows_per_second(directory / "many.db", PRODUCERS, sizes.seconds),
     }
 
 
-def _raw_rows_per_second(path: Path, rows_per_commit: int, seconds: float) -> float:
+def raw_rows_per_second(path: Path, rows_per_commit: int, seconds: float) -> float:
+    """Return how many rows a second `sqlite3` commits durably, so many at a time."""
     rows = [(number, json.dumps(MESSAGE)) for number in range(rows_per_commit)]
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = wal")

@@ -1,0 +1,1 @@
+"""One module for each peer, written as its own documentation says; see `benchmarks.peers.adapter`."""
