@@ -10,7 +10,8 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from itertools import chain
+from typing import Final, NamedTuple, TypeVar
 
 import anyio
 
@@ -43,6 +44,7 @@ from durableq.storage.protocol import NO_NOTES, Exchanged, Notes, Storage
 
 _LAST_WRITES_SECONDS: Final = 0.3
 """How long the final settle, and then taking the worker off the list, may each wait for the write lock."""
+_QUIET_LEASES: Final = 4
 _FIRST_BACKOFF_SECONDS: Final = 0.05
 _LONGEST_BACKOFF_SECONDS: Final = 2.0
 
@@ -70,6 +72,17 @@ class WorkerCondition:
     """Why the worker has stopped by itself."""
 
 
+class _Trip(NamedTuple):
+    """A round trip to the storage."""
+
+    batch: Settled
+    claim: ClaimRequest | None
+    notes: Notes
+    news: int
+    """What the claimer had heard by then."""
+    reply: Awaitable[Exchanged]
+
+
 class Worker:
     """Runs jobs of one storage in this process. Made and run by `DurableQ`, on its event loop."""
 
@@ -94,6 +107,11 @@ class Worker:
         self._wake = asyncio.Event()
         self._new_names = True
         self._is_claiming = False
+        self._trip: _Trip | None = None
+        """The round trip that is under way."""
+        self._is_setting_out = False
+        self._is_quiet = True
+        """Few jobs came with the latest claim."""
         self._is_evicted = False
         self._is_stopping = False
         self._is_ending = False
@@ -197,33 +215,67 @@ class Worker:
 
     async def _exchange_until_the_end(self, ended: asyncio.Event) -> None:
         self._wake.set()
-        while not self._is_ending:
-            await self._wake.wait()
-            self._wake.clear()
-            while await self._exchange_once():
-                pass
+        self._storage.before_adding(self._ride_along)
+        try:
+            while not self._is_ending:
+                await self._wake.wait()
+                self._wake.clear()
+                while await self._exchange_once():
+                    pass
+        finally:
+            self._storage.before_adding(None)
         ended.set()
 
     async def _exchange_once(self) -> bool:
         """Make one round trip if there is reason for one; return whether there was."""
-        if self._is_evicted:
+        if self._is_evicted and self._trip is None:
             await self._register_anew()
+        trip = self._trip or self._set_out()
+        if trip is None:
+            return False
+        exchanged = await self._back_from(trip)
+        self._notebook.written(trip.notes)
+        self._settler.written(trip.batch, exchanged.lost)
+        self._start(exchanged.leases)
+        if trip.claim is not None:
+            self._claimer.note(trip.claim, exchanged.leases, trip.news)
+            self._is_quiet = len(exchanged.leases) <= _QUIET_LEASES
+        self._trip = None  # not before: who hears of the end of a job may add another, and all slots must be counted
+        if trip.batch:
+            self.settled.set()
+        return True
+
+    def _set_out(self) -> "_Trip | None":
+        """Hand over what finished, and a claim for what there is room for; None when there is neither."""
+        self._is_setting_out = True  # what is called on the way may add jobs, and must not set out a second time
+        try:
+            self._trip = self._new_trip()
+        finally:
+            self._is_setting_out = False
+        return self._trip
+
+    def _new_trip(self) -> "_Trip | None":
         if self._new_names:
             self._new_names = False
             self._claimer.learn(self._storage.names())
-        batch, claim, news = self._settler.take(), self._claim_request(), self._claimer.news
-        notes = self._notebook.take()
+        batch, claim, notes = self._settler.take(), self._claim_request(), self._notebook.take()
         if not batch and claim is None and notes is NO_NOTES:
-            return False
-        exchanged = await self._exchange(batch, claim, notes)
-        self._notebook.written(notes)
-        self._settler.written(batch, exchanged.lost)
-        self._start(exchanged.leases)
-        if claim is not None:
-            self._claimer.note(claim, exchanged.leases, news)
-        if batch:
-            self.settled.set()
-        return True
+            return None
+        news = self._claimer.news
+        self._is_claiming = claim is not None
+        return _Trip(batch, claim, notes, news, self._storage.exchange(batch, claim, notes))
+
+    def _ride_along(self) -> None:
+        """Set out beside jobs that are being added here: claimed in the transaction that stores them, they save one.
+
+        Not when a round trip is under way: its end, or their commit, wakes us. Nor when many came with the latest one:
+        then so many come at a time that one claim for them all is cheaper than one beside the first.
+        """
+        is_free = self._trip is None and not self._is_setting_out
+        if is_free and self._is_quiet and not (self._is_evicted or self._is_ending or self._new_names):
+            self._claimer.there_are_new_jobs()
+            if self._set_out() is not None:
+                self._wake.set()
 
     def _start(self, leases: Sequence[Lease]) -> None:
         for lease in leases:
@@ -240,11 +292,14 @@ class Worker:
             return None
         return self._claimer.request(runs_a_suspect=self._executor.runs_a_suspect)
 
-    async def _exchange(self, batch: Settled, claim: ClaimRequest | None, notes: Notes) -> Exchanged:
+    async def _back_from(self, trip: "_Trip") -> Exchanged:
+        """Await a round trip, or as many as it takes."""
+        replies = chain((trip.reply,), iter(lambda: self._storage.exchange(trip.batch, trip.claim, trip.notes), None))
+
         async def exchange() -> Exchanged:
-            self._is_claiming = claim is not None
+            self._is_claiming = trip.claim is not None
             try:
-                return await self._storage.exchange(batch, claim, notes)
+                return await next(replies)
             finally:
                 self._is_claiming = False
 

@@ -58,6 +58,11 @@ class Claimer:
         self._news += 1
         self._hungry.update(self._runners, (_SUSPECT,))
 
+    def there_are_new_jobs(self) -> None:
+        """Ask for every runner again, but not for jobs that have crashed a process before."""
+        self._news += 1
+        self._hungry.update(self._runners)
+
     def suspect_finished(self) -> None:
         """The next job that has crashed a process before may be taken."""
         self._hungry.add(_SUSPECT)
@@ -73,7 +78,7 @@ class Claimer:
 
     @property
     def news(self) -> int:
-        """Counts the calls of `there_may_be_work`."""
+        """Counts how often there may have been more work."""
         return self._news
 
     def request(self, *, runs_a_suspect: bool) -> ClaimRequest | None:

@@ -5,7 +5,7 @@ Each write that ends or prolongs a lease is fenced by ``lease_no`` and reports w
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -155,10 +155,21 @@ class Storage(Protocol):
 
     # -- running -------------------------------------------------------------------------------------------
 
-    async def exchange(
+    def exchange(
         self, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None, notes: Notes = NO_NOTES
-    ) -> Exchanged:
-        """Write what running jobs said, settle what finished and claim what there is room for, in one transaction."""
+    ) -> Awaitable[Exchanged]:
+        """Write what running jobs said, settle what finished and claim what there is room for, in one transaction.
+
+        Handed over at the call, which raises nothing. Cancelling the await changes nothing.
+        """
+        ...
+
+    def before_adding(self, call: Callable[[], None] | None) -> None:
+        """Call this, on the loop, whenever jobs that may run at once are about to be handed over; None: no more.
+
+        An `exchange` that it makes goes across with them, and claims them in the transaction that stores them. Not
+        called while other processes use the storage: they may be sooner.
+        """
         ...
 
     async def state_of_lease(self, lease: Lease) -> JobState | None:

@@ -1,6 +1,8 @@
 """How soon a worker hears of work, its own process's and that of others."""
 
 import asyncio
+import contextlib
+import sqlite3
 import statistics
 import time
 from functools import partial
@@ -8,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from durableq import DurableQ, JobState
-from durableq.events import JobStarted
-from tests.engine.helpers import finished
+from durableq import DurableQ, JobState, call
+from durableq.adding import Adding
+from durableq.events import JobStarted, JobSucceeded, LeaseLost, UnknownTasks
+from durableq.storage.sqlite.statements import SQL
+from tests.engine.helpers import collect, finished
 from tests.engine.processes import program
+from tests.storage.faults import FailingCommits, record_statements
 from tests.support import eventually
 
 ROUNDS = 9
@@ -111,3 +116,138 @@ async def test_a_dead_processs_jobs_are_run_by_the_one_that_lives(database: Path
     assert job.started_at is not None
     assert (job.state, job.attempt, job.crashes) == (JobState.SUCCEEDED, 2, 1)
     assert job.started_at.timestamp() - died_at < 1.0
+
+
+async def test_a_job_added_beside_an_idle_worker_costs_two_transactions(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stored and claimed in one, and settled in another."""
+    statements = record_statements(monkeypatch)
+    dq = DurableQ(database)
+    dq.task(name="echo")(echo)
+    async with dq.running():
+        await finished(dq, await dq.add_task(echo, 1))  # the worker learns the name
+        await dq.drain()
+        statements.clear()
+        await finished(dq, await dq.add_task(echo, 2))
+        await eventually(lambda: [one for one in statements if "UPDATE" in one][-1:] == [SQL["settle"]])
+        transactions = " ".join(one.split()[0] for one in statements if "PRAGMA" not in one).split("BEGIN")
+    assert [one.split() for one in transactions[1:3]] == [
+        ["INSERT", "SELECT", "UPDATE", "COMMIT"],
+        ["UPDATE", "COMMIT"],
+    ]
+
+
+async def test_jobs_that_come_while_the_worker_is_on_its_way_are_not_forgotten(database: Path) -> None:
+    dq = DurableQ(database, concurrency=1)
+    dq.task(name="echo")(echo)
+    async with dq.running():
+        jobs = []
+        for number in range(60):
+            jobs.append(dq.add_task(echo, number))
+            if number % 3 == 0:
+                await asyncio.sleep(0)
+        assert [await dq.result(await job, timeout=10) for job in jobs] == list(range(60))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_a_backlog_is_worked_off_though_a_commit_failed_on_the_way(
+    database: Path, monkeypatch: pytest.MonkeyPatch, hidden: bool
+) -> None:
+    """The claim of that commit is not made again: who has made it has to look anew."""
+    commits = FailingCommits(monkeypatch)
+    dq = DurableQ(database, concurrency=2)
+
+    @dq.task(name="fail the next commit")
+    async def fail_the_next_commit(number: int) -> int:
+        commits.count, commits.hidden = int(number == 1), hidden
+        return number
+
+    async with dq.running():
+        jobs = await dq.add_tasks([call(fail_the_next_commit, number) for number in range(7)])
+        assert [await dq.result(job, timeout=5) for job in jobs] == list(range(7))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_a_job_runs_at_once_though_the_commit_that_stored_and_claimed_it_failed(
+    database: Path, monkeypatch: pytest.MonkeyPatch, hidden: bool
+) -> None:
+    commits = FailingCommits(monkeypatch)
+    dq = DurableQ(database)
+    dq.task(name="echo")(echo)
+    async with dq.running():
+        await finished(dq, await dq.add_task(echo, 1))
+        await dq.drain()
+        commits.count, commits.hidden = 1, hidden
+        assert await dq.result(await dq.add_task(echo, 2), timeout=5) == 2
+
+
+async def test_adding_nothing_at_all_stops_nobody(database: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dq = DurableQ(database)
+    dq.task(name="echo")(echo)
+    async with dq.running():
+        assert await dq.add_tasks([]) == []
+        assert await dq.result(await dq.add_task(echo, 1), timeout=5) == 1
+        await dq.add_jobs([])
+        assert await dq.result(await dq.add_task(echo, 2), timeout=5) == 2
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_jobs_that_are_added_by_who_hears_of_an_end_take_no_slot_that_is_taken(database: Path) -> None:
+    dq = DurableQ(database, concurrency=2)
+    lost = collect(dq.events, LeaseLost)
+    inside = most = 0
+
+    @dq.task(name="count")
+    async def count(generation: int) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0)
+        inside -= 1
+
+    adding: list[Adding[None]] = []
+
+    def add_another(event: JobSucceeded) -> None:
+        if len(adding) < 300:
+            adding.append(dq.add_task(count, len(adding)))
+
+    dq.events.subscribe(JobSucceeded, add_another)
+    async with dq.running():
+        await dq.add_tasks([call(count, number) for number in range(8)])
+        await eventually(lambda: len(adding) == 300, 20)
+        for one in adding:
+            await one
+        await dq.drain(10)
+    assert (most, lost) == (2, [])
+
+
+async def test_a_job_that_is_added_as_names_are_learnt_runs_at_once(database: Path) -> None:
+    """An unknown task is told while the worker sets out, and its listener adds a job: that must not set out again."""
+    dq = DurableQ(database)
+    dq.task(name="echo")(echo)
+    adding: list[Adding[int]] = []
+    async with dq.running():
+        await dq.result(await dq.add_task(echo, 1), timeout=5)
+        await dq.drain()
+        dq.events.subscribe(UnknownTasks, lambda event: adding.append(dq.add_task(echo, 2)))
+        with contextlib.closing(sqlite3.connect(database)) as other:
+            other.execute("INSERT INTO durableq_tasks (name) VALUES ('of another app')")
+            other.commit()
+        await eventually(lambda: bool(adding))
+        assert await dq.result(await adding[0], timeout=5) == 2
+
+
+async def test_a_worker_leaves_new_jobs_to_others_while_its_own_loop_stands_still(database: Path) -> None:
+    started: list[str] = []
+    dq = DurableQ(database)
+    dq.task(name="echo")(echo)
+    with program(database) as other:
+        async with dq.running():
+            await finished(dq, await dq.add_task(echo, 1))
+            dq.events.subscribe(JobStarted, lambda event: started.append(event.lease.id))
+            adding = dq.add_task(echo, 2)
+            time.sleep(1.0)  # noqa: ASYNC251 - what a user does by mistake
+            job = await dq.wait(await adding, timeout=5)
+        assert job.id not in started
+        assert other.process.poll() is None

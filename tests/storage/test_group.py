@@ -11,6 +11,7 @@ from durableq.models import PLAIN, Failure, JobExtras, Lease, Outcome, Released,
 from durableq.storage.sqlite import schema
 from durableq.storage.sqlite.connection import Location, connect
 from durableq.storage.sqlite.group import (
+    LOOKED_FOR,
     Addition,
     Effects,
     Exchange,
@@ -160,3 +161,26 @@ def test_what_a_rarer_operation_brings_about_is_told_from_its_answer(groups: Gro
         (False, True, False),
         (False, False, True),
     ]
+
+
+def test_nobody_is_woken_for_jobs_that_were_claimed_with_their_addition(groups: Groups) -> None:
+    assert groups.run(groups.insert())[1].made_work
+    groups.run(groups.exchange(room=1))
+    _, effects = groups.run(groups.insert(), groups.insert(delay=60), groups.exchange(room=5))
+    assert (effects.made_work, effects.first_due is not None) == (False, True)
+
+
+def test_somebody_is_woken_for_jobs_that_a_claim_beside_them_left_or_could_not_know(groups: Groups) -> None:
+    assert groups.run(groups.insert(), groups.insert(), groups.exchange(room=1))[1].made_work
+    groups.run(groups.exchange(room=9))
+    assert groups.run(groups.insert(), groups.insert(queue="other"), groups.exchange(room=5))[1].made_work
+    groups.claimed(1)
+    assert groups.run(groups.insert(), groups.exchange())[1].made_work
+    many = [groups.insert() for _ in range(LOOKED_FOR + 1)]
+    assert groups.run(*many, groups.exchange(room=500))[1].made_work
+
+
+def test_work_of_another_kind_is_told_though_all_new_jobs_were_claimed(groups: Groups) -> None:
+    [lease] = groups.claimed(1)
+    released = groups.exchange([(lease, Released())])
+    assert groups.run(groups.insert(), groups.exchange(room=1), released)[1].made_work

@@ -25,8 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from durableq.clock import to_micros
 from durableq.engine.decisions import after_crash, before_start
 from durableq.errors import DuplicateJob, IdempotencyConflict
-from durableq.models import FINISHED, Dead, Job, JobFilter, JobState, Lease, LeaseKey, Outcome, Succeeded
-from durableq.storage.protocol import Plan, Storage
+from durableq.models import FINISHED, ClaimRequest, Dead, Job, JobFilter, JobState, Lease, LeaseKey, Outcome, Succeeded
+from durableq.storage.protocol import Exchanged, Plan, Storage
 from durableq.storage.sqlite import host
 from durableq.storage.sqlite.connection import Location
 from durableq.storage.sqlite.insertion import carry_out
@@ -319,7 +319,7 @@ class JobsLife(RuleBasedStateMachine):
         lost = self.model.settle([(self.leases[lease.key], outcome) for lease, outcome in settled])
         overdue = self.model.overdue()
         promised = [] if room is None else self.model.claim(one.id, **room._asdict())
-        found = self.run(one.storage.exchange(settled, None if room is None else room.request))
+        found = self.run(exchanged(one.storage, settled, None if room is None else room.request))
         assert {self.leases[lease.key] for lease, _ in settled if lease.seq in found.lost} == lost
         self.note_settled({lease.key for lease, _ in settled if lease.seq not in found.lost})
         self.note_claimed(found.leases, promised)
@@ -456,6 +456,12 @@ def seen(job: Job[Any] | None) -> dict[str, object] | None:
     if job is None:
         return None
     return {**{name: getattr(job, name) for name in COMPARED}, "error": job.error and job.error.type}
+
+
+async def exchanged(
+    storage: Storage, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None
+) -> Exchanged:
+    return await storage.exchange(settled, claim)
 
 
 async def result_of(answer: Any) -> object:

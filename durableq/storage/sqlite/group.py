@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from durableq.clock import from_datetime
 from durableq.errors import InvariantBroken, JobConflict, NotStored
-from durableq.models import Job, JobState
+from durableq.models import Job, JobState, Lease
 from durableq.storage.protocol import Conflicts
 from durableq.storage.sqlite.insertion import Batch, batch_of, joined, store
 from durableq.storage.sqlite.replies import LoopCalls, NoReply, Reply
@@ -25,6 +25,9 @@ HEAVY: Final = 5_000
 """An insert of more rows than this gets a transaction of its own."""
 ROW_OVERHEAD_BYTES: Final = 300
 """About what a waiting job takes besides its arguments."""
+LOOKED_FOR: Final = 64
+"""So many new jobs are looked for among those that were claimed with them."""
+_ID: Final = Lease._fields.index("id")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -233,17 +236,22 @@ class GroupRunner:
         """
         inserts = [operation for operation in group if isinstance(operation, Insert)]
         conflicts: Conflicts = {}
+        added = Effects()
         if inserts:  # first, so that a claim in the same group finds them
             try:
-                conflicts = self._insert(connection, inserts, effects)
+                conflicts = self._insert(connection, inserts, added)
             except (JobConflict, NotStored) as error:
                 raise Irregular("a job is refused") from error
-        return [
+        answers = [
             _conflicts_of(operation, conflicts)
             if isinstance(operation, Insert)
             else self._other(connection, operation, effects)
             for operation in group
         ]
+        if added.made_work and _all_are_claimed(inserts, group, answers):
+            added.made_work = False
+        effects.include(added)
+        return answers
 
     def run_carefully(self, connection: sqlite3.Connection, group: Sequence[Operation], effects: Effects) -> list[Any]:
         """Run each operation, and each addition of an insert, in a savepoint; an error is its own answer.
@@ -376,6 +384,25 @@ class GroupRunner:
         return str(leases)
 
 
+def _all_are_claimed(inserts: Sequence[Insert], group: Sequence[Operation], answers: Sequence[Any]) -> bool:
+    """Whether claims of the same group have taken all jobs that it added, so that nobody need be woken for them.
+
+    Not found out for many: to look for them would cost more than a look of the woken.
+    """
+    claimed = claimed_by(group, answers).values()
+    if not claimed or sum(operation.count for operation in inserts) > LOOKED_FOR:
+        return False
+    taken = {lease[_ID] for leases in claimed for lease in json.loads(leases)}
+    queued = (
+        job.id
+        for operation in inserts
+        for addition in operation.additions
+        for job in addition.jobs
+        if job.state is JobState.QUEUED
+    )
+    return taken.issuperset(queued)
+
+
 def _find_all(connection: sqlite3.Connection, inserts: Sequence[Insert], conflicts: Conflicts) -> None:
     """Look for every single job, when fewer were stored than came: a replay finds them there. Raises when not."""
     jobs = [job.id for operation in inserts for addition in operation.additions for job in addition.jobs]
@@ -383,6 +410,21 @@ def _find_all(connection: sqlite3.Connection, inserts: Sequence[Insert], conflic
     missing = connection.execute(SQL["count_missing"], {"ids": ids}).fetchone()[0]
     if missing:
         raise InvariantBroken("storing jobs", expected=f"all {len(jobs)} to be there", found=f"{missing} missing")
+
+
+def claimed_by(group: Sequence[Operation], answers: Sequence[Any]) -> dict[int, str]:
+    """Return the leases, as JSON, that each claim of a group took, by its number in the group."""
+    return {
+        number: "[]" if isinstance(answer, Exception) else answer[1]
+        for number, (one, answer) in enumerate(zip(group, answers, strict=True))
+        if isinstance(one, Exchange) and one.claims
+    }
+
+
+def still_held(connection: sqlite3.Connection, leases: str) -> str:
+    """Return those of the leases that hold, as JSON too."""
+    lost = set(json.loads(connection.execute(SQL["lost_leases"], {"outcomes": leases}).fetchone()[0]))
+    return json.dumps([lease for lease in json.loads(leases) if lease[0] not in lost])
 
 
 def without_claims(group: Iterable[Operation]) -> list[Operation]:

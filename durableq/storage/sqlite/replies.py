@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 logger = logging.getLogger("durableq.storage")
 
@@ -57,6 +59,18 @@ class FutureReply:
             self.future.set_exception(self._result)
         else:
             self.future.set_result(self._result)
+
+
+class Later(Awaitable[T]):
+    """What a coroutine function gives, awaited or not: the coroutine is not made before."""
+
+    __slots__ = ("_wait",)
+
+    def __init__(self, wait: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._wait().__await__()
 
 
 class NoReply:

@@ -4,9 +4,9 @@ import asyncio
 import json
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -52,7 +52,7 @@ from durableq.storage.sqlite.handover import HandOver
 from durableq.storage.sqlite.liveness import LeaseNumbers, Liveness, Renewal, Watch
 from durableq.storage.sqlite.lookout import Listener
 from durableq.storage.sqlite.reader import Reader
-from durableq.storage.sqlite.replies import FutureReply, Reply, ThreadReply
+from durableq.storage.sqlite.replies import FutureReply, Later, Reply, ThreadReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
 from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.writer import Writer
@@ -214,17 +214,26 @@ class SqliteStorage:
 
     # -- running -------------------------------------------------------------------------------------------
 
-    async def exchange(
+    def before_adding(self, call: Callable[[], None] | None) -> None:
+        self._outgoing.before_adding = call
+
+    def exchange(
         self, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None, notes: Notes = NO_NOTES
-    ) -> Exchanged:
+    ) -> Awaitable[Exchanged]:
         reply = FutureReply(self._loop)
         operation = self._exchange(settled, claim, reply)
         if notes.progress:
             operation.progress = rows.progress_json(notes.progress)
         if notes.logs:
             operation.logs = rows.logs_json(notes.logs)
-        self._hand_over.submit(operation)
-        lost, found = await reply.future
+        try:
+            self._hand_over.submit(operation)
+        except DurableQError as error:
+            reply.future.set_exception(error)
+        return Later(partial(self._exchanged, reply.future))
+
+    async def _exchanged(self, answered: "asyncio.Future[tuple[Sequence[int], str]]") -> Exchanged:
+        lost, found = await answered
         leases = rows.leases_from_json(found)
         try:
             self._lease_numbers.check(leases)
@@ -241,9 +250,9 @@ class SqliteStorage:
             schema_of=self._schema_of,
         )
         if claim is not None:
-            operation.queues = json.dumps(claim.queues)
-            operation.lanes = tuple((json.dumps(lane.tasks), lane.limit) for lane in claim.lanes)
-            operation.suspect_tasks = json.dumps(claim.suspect_tasks) if claim.suspect_tasks else None
+            operation.queues = _json_array(claim.queues)
+            operation.lanes = tuple((_json_array(lane.tasks), lane.limit) for lane in claim.lanes)
+            operation.suspect_tasks = _json_array(claim.suspect_tasks) if claim.suspect_tasks else None
         return operation
 
     def renew(self, expires_at: int, held: Collection[LeaseKey] | None) -> bool:
@@ -426,6 +435,12 @@ class SqliteStorage:
         wake_up(False)
         if self._opened is not None:
             self._opened.look_now()
+
+
+@lru_cache(maxsize=256)
+def _json_array(names: tuple[str, ...]) -> str:
+    """A worker asks for the same names again and again."""
+    return json.dumps(names)
 
 
 def _always(_: object) -> bool:

@@ -52,6 +52,8 @@ from durableq.storage.sqlite.group import (
     Irregular,
     Operation,
     answer,
+    claimed_by,
+    still_held,
     without_claims,
 )
 from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, IMPATIENT_SECONDS, Inbox
@@ -371,7 +373,7 @@ class Writer:
             if is_full(error):
                 raise  # the log could not take the commit: known not to be stored
             logger.warning("COMMIT to %s failed (%s); trying once more", self.location.path, error)
-            return self._replay(group, error)
+            return self._replay(group, error, claimed_by(group, answers))
         return answers, effects
 
     def _run(self, group: list[Operation]) -> tuple[list[Any], Effects]:
@@ -392,16 +394,23 @@ class Writer:
         effects.changed_rows = self._connection.total_changes - before
         return answers, effects
 
-    def _replay(self, group: list[Operation], first: sqlite3.Error) -> tuple[list[Any], Effects]:
+    def _replay(
+        self, group: list[Operation], first: sqlite3.Error, claimed: dict[int, str]
+    ) -> tuple[list[Any], Effects]:
         """After an error at COMMIT: run the group once in a fresh transaction.
 
         Inserts are idempotent by id and settles are fenced, so a commit that did happen does no harm. If this one
-        commits, the outcome is known; if not, nobody can say.
+        commits, the outcome is known; if not, nobody can say. Claims are not made again: they are answered with what
+        they took if that commit did happen, and whoever may claim is woken to look anew.
         """
         try:
             self._roll_back()
             begin(self._connection)
             answers, effects = self._run(without_claims(group))
+            for number, leases in claimed.items():
+                if not isinstance(answers[number], Exception):
+                    answers[number] = answers[number][0], still_held(self._connection, leases)
+            effects.made_work |= bool(claimed)
             self._connection.execute("COMMIT")
         except (sqlite3.Error, Irregular, InvariantBroken) as error:
             raise OutcomeUnknown(
