@@ -21,6 +21,7 @@ STATEMENT_TESTS = (
     "tests/storage/test_writer_details.py",
     "tests/storage/test_finished_doorbell.py",
     "tests/storage/test_group.py",
+    "tests/storage/test_handover.py",
     "tests/storage/test_invariants.py",
     "tests/storage/test_leftovers.py",
     "tests/storage/test_own_transactions.py",
@@ -102,7 +103,10 @@ GROUPS = (
 BY_NAME = (
     Group(
         "store",
-        [f"storage.sqlite.{name}" for name in ("writer", "sharing", "store", "lookout", "reader", "connection")],
+        [
+            f"storage.sqlite.{name}"
+            for name in ("writer", "sharing", "store", "handover", "doorbells", "lookout", "reader", "connection")
+        ],
         [*STORAGE_TESTS, "tests/outbox/test_self_deadlock.py", "tests/outbox/test_beginning.py"],
     ),
 )
