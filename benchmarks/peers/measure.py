@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 from benchmarks.figures import Figures, Sizes
 from benchmarks.http import CONNECTIONS, load
 from benchmarks.peers.environments import PROJECT, python_of
-from benchmarks.peers.servers import NewAddress
+from benchmarks.peers.servers import LOOK_SECONDS, NewAddress
 from benchmarks.peers.systems import System
 
 ADDING: Final = ("serial", "producers", "bulk")
@@ -25,7 +25,7 @@ PATIENCE_SECONDS: Final = 180.0
 """For a workload, whichever."""
 END_SECONDS: Final = 10.0
 WAKE_SECONDS: Final = 1.0
-"""What an idle worker needs, after its start, to be idle."""
+"""What a worker needs, after its start, to be idle. One that takes longer shows in the first pick-ups, not counted."""
 
 
 class PeerFailed(Exception):
@@ -161,7 +161,7 @@ class _Worker:
                 raise PeerFailed(f"waited until {what}, but the worker ended: {self._last_words()}")
             if time.monotonic() > deadline:
                 raise PeerFailed(f"waited {PATIENCE_SECONDS:.0f} s in vain until {what}: {self._last_words()}")
-            time.sleep(0.05)
+            time.sleep(LOOK_SECONDS)
 
     def _last_words(self) -> str:
         self.log.seek(0)

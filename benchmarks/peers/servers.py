@@ -21,6 +21,8 @@ from benchmarks.peers.systems import Store
 NewAddress = Callable[[], str]
 START_SECONDS: Final = 30.0
 END_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 0.05
+"""Between looks at what another process does: nothing tells us."""
 
 
 class Missing(Exception):
@@ -119,7 +121,7 @@ def _await_listening(server: "subprocess.Popen[bytes]", port: int, log: Path) ->
             return
         if server.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"a server did not start:\n{log.read_text(errors='replace')[-2_000:]}")
-        time.sleep(0.05)
+        time.sleep(LOOK_SECONDS)
 
 
 def _until_ready(ask: list[str]) -> None:
@@ -128,7 +130,7 @@ def _until_ready(ask: list[str]) -> None:
     while subprocess.run(ask, check=False).returncode != 0:
         if time.monotonic() > deadline:
             raise RuntimeError(f"a server was not ready within {START_SECONDS:.0f} s")
-        time.sleep(0.05)
+        time.sleep(LOOK_SECONDS)
 
 
 def _unprivileged() -> str | None:

@@ -15,6 +15,7 @@ from benchmarks.peers.adapter import ADDRESS, Adapter, Message, Producer
 from benchmarks.peers.job import begin
 
 IDLE_SECONDS: Final = 0.001
+"""Between looks at an empty queue: it has no way to wake a consumer of another process."""
 
 
 def send(number: int, message: Message) -> None:

@@ -17,6 +17,7 @@ from benchmarks.peers.job import begin
 
 PATH: Final = Path(ADDRESS)
 IDLE_SECONDS: Final = 0.001
+"""Between looks at an empty queue: it has no way to wake a consumer of another process."""
 
 
 def send(number: int, message: Message) -> None:
