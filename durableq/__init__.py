@@ -46,8 +46,7 @@ from durableq.queue import DurableQ
 from durableq.redaction import Secret
 from durableq.registry import Task
 from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze, wait_with_jitter
-
-__version__ = "0.1.0"
+from durableq.version import __version__ as __version__
 
 __all__ = [
     "INJECTED",

@@ -355,7 +355,11 @@ class JobFilter:
     task: str | None = None
     queue: str | None = None
     error_type: str | None = None
+    error_text: str | None = None
+    """A part of the message of the last error."""
     tag: str | None = None
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    """Values of arguments, as text, by name; ``user.id`` looks into an argument. What is encrypted never matches."""
     created_after: datetime | None = None
     created_before: datetime | None = None
     finished_after: datetime | None = None
@@ -368,6 +372,8 @@ class Page:
 
     jobs: list[Job[Any]]
     next_cursor: int | None
+    is_cut_short: bool = False
+    """Looking stopped before it had found as many as were asked for; from ``next_cursor`` on there may be more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,6 +384,7 @@ class AuditEntry:
     who: str
     action: str
     job_id: str
+    """Empty for what was done to a queue; ``detail`` names it."""
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -22,16 +22,17 @@ from durableq import outbox
 from durableq.adding import Adding, Call, all_added, check_bulk
 from durableq.clock import Clock, SystemClock
 from durableq.context import AsyncTaskClass, TaskClass
-from durableq.encryption import KeyRing, Rotation, chosen_ring, opened, rotate
+from durableq.encryption import KeyRing, chosen_ring, opened
 from durableq.engine.hooks import ExceptionHandler, Hooks, Middleware
-from durableq.errors import ConfigurationError, JobNotFound, QueueNotRunning, near
+from durableq.errors import ConfigurationError, QueueNotRunning, near
 from durableq.events import Emitter
 from durableq.health import Health, examine
 from durableq.jobs import JobMaker
 from durableq.life import Life, Run, loop_here
-from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Lease, LogLine, Page
+from durableq.models import Job, JobState, Lease
 from durableq.names import root_of_caller
 from durableq.observability.logs import log_events
+from durableq.operations import Operations
 from durableq.options import QueueSettings, RegistrationSettings, queue_options
 from durableq.redaction import also_redact
 from durableq.registry import AnyTask, Registry, Task
@@ -74,7 +75,7 @@ class RegisterHandler(Protocol[E]):
     def __call__(self, handler: Callable[[Job[Any], E], R], /) -> Callable[[Job[Any], E], R]: ...
 
 
-class DurableQ:
+class DurableQ(Operations):
     """A durable task queue in one database file.
 
     ``url_or_path`` names the SQLite file; it is created (mode 0600) when the queue first starts. ``task_modules``
@@ -295,28 +296,6 @@ class DurableQ:
         """
         return opened(await self._stored(job_or_id), self._keys)
 
-    async def list(
-        self,
-        where: JobFilter | None = None,
-        *,
-        cursor: int | None = None,
-        limit: int = 100,
-    ) -> Page:
-        """Return jobs that match, newest first, and the cursor of the next page. What is encrypted stays so."""
-        return await self._storage_here().find(where or JobFilter(), cursor=cursor, limit=limit)
-
-    async def counts(self) -> dict[JobState, int]:
-        """Return how many jobs are in each state."""
-        return await self._storage_here().counts()
-
-    async def attempts(self, job_or_id: Job[Any] | str) -> builtins.list[Attempt]:
-        """Return the tries of a job that did not succeed, oldest first, with their tracebacks."""
-        return await self._storage_here().attempts(_id_of(job_or_id))
-
-    async def logs(self, job_or_id: Job[Any] | str) -> builtins.list[LogLine]:
-        """Return what a job said by ``current_job().log``, oldest first."""
-        return await self._storage_here().logs(_id_of(job_or_id))
-
     async def health(self) -> Health:
         """Tell whether the queue works: a status, reasons in words, and figures.
 
@@ -355,10 +334,6 @@ class DurableQ:
             case _:
                 return returned(job, self._registry.find(job.task), self._keys, self._clock.wall())
 
-    async def audit_trail(self, job_or_id: Job[Any] | str) -> builtins.list[AuditEntry]:
-        """Return what people did to a job, oldest first."""
-        return await self._storage_here().audit_trail(_id_of(job_or_id))
-
     async def drain(self, timeout: float | timedelta | None = None) -> None:
         """Return when nothing runnable is left: nothing running, queued or due that this app could run.
 
@@ -368,53 +343,6 @@ class DurableQ:
         async with asyncio.timeout(_in_seconds(timeout)):
             while await self._has_runnable(run):
                 await _wait_a_moment(run.worker)
-
-    # -- by hand -------------------------------------------------------------------------------------------
-
-    async def retry(
-        self, job_or_id: Job[Any] | str, *, args: Mapping[str, Any] | None = None, who: str = "application"
-    ) -> Job[Any]:
-        """Queue a dead or cancelled job as new: attempt 0, history kept. A scheduled one runs now.
-
-        ``args`` replaces the arguments, by name, checked against the task's signature. The change is audited
-        under ``who``. Raises `JobNotFound`, `JobConflict`, `InvalidArguments`, and `ConfigurationError` when the
-        arguments cannot be checked because this app does not know the task.
-        """
-        args_json = None if args is None else await self._edited(job_or_id, args)
-        job = await self._storage_here().retry(_id_of(job_or_id), who=who, args_json=args_json)
-        return opened(job, self._keys)
-
-    async def retry_matching(self, where: JobFilter, *, limit: int = 1_000, who: str = "application") -> int:
-        """Retry up to ``limit`` dead jobs that match, oldest first; return how many. Audited one by one."""
-        return await self._storage_here().retry_matching(where, who=who, limit=limit)
-
-    async def cancel(self, job_or_id: Job[Any] | str, *, who: str = "application") -> Job[Any]:
-        """End a job that waits; ask for the end of one that runs, in whatever process.
-
-        A running ``async def`` is cancelled at its next await, a child process is killed, a ``def`` in a thread sees
-        it in ``current_job().cancelled``; what is returned may still be running then, and `wait` waits for its end.
-        A job that returns all the same has succeeded. Raises `JobNotFound`, `JobConflict`.
-        """
-        return opened(await self._storage_here().cancel(_id_of(job_or_id), who=who), self._keys)
-
-    async def delete(self, job_or_id: Job[Any] | str, *, who: str = "application") -> None:
-        """Remove a finished job and its history; the audit entry stays. Raises `JobNotFound`, `JobConflict`."""
-        await self._storage_here().delete(_id_of(job_or_id), who=who)
-
-    async def rotate_keys(self, *, batch: int = 500) -> Rotation:
-        """Bring all stored arguments and results under the newest key of the ring, those in clear too.
-
-        ``batch`` jobs in one transaction, each value compared before it is replaced: beside running workers, and
-        killed at any moment without loss; called again it goes on. First see that every process has the newest key
-        at the front of its ring. Afterwards, with none ``unreadable``, an older key is only needed for what the audit
-        trail holds of edited arguments. What was replaced stays in free pages of the file until SQLite reuses them.
-        Raises `ConfigurationError` without a ring.
-        """
-        if self._keys is None:
-            raise ConfigurationError(
-                "no keys to rotate to: give DurableQ(encryption=KeyRing(...)), or DURABLEQ_ENCRYPTION_KEYS"
-            )
-        return await rotate(self._storage_here(), self._keys, batch)
 
     # -- running -------------------------------------------------------------------------------------------
 
@@ -500,20 +428,10 @@ class DurableQ:
         found: Mapping[Callable[..., Any], Callable[..., Any]] = getattr(self._app, "dependency_overrides", {})
         return found
 
-    def _storage_here(self) -> Storage:
-        return self._life.here().storage
-
     def _storage_anywhere(self) -> Storage:
         """The same from any thread: for what needs no event loop."""
         run = self._life.run
         return run.storage if run is not None and run.is_alive else self._storage_here()
-
-    async def _stored(self, job_or_id: Job[R] | str) -> Job[R]:
-        job_id = _id_of(job_or_id)
-        job = await self._storage_here().get(job_id)
-        if job is None:
-            raise JobNotFound(job_id)
-        return job
 
     async def _finished(self, job_or_id: Job[R] | str, timeout: float | timedelta | None) -> Job[R]:
         """Return a job as it is stored, once it is finished."""
@@ -521,20 +439,11 @@ class DurableQ:
             run = self._life.here()
             job = await self._stored(job_or_id)
             while not job.is_finished:
+                if run.worker is not None:
+                    run.worker.hurry()
                 await run.finished_jobs.wait(job.id)
                 job = await self._stored(job.id)
         return job
-
-    async def _edited(self, job_or_id: Job[Any] | str, args: Mapping[str, Any]) -> str:
-        job = await self._stored(job_or_id)
-        task = self._registry.find(job.task)
-        if task is None:
-            raise ConfigurationError(
-                f"task {job.task!r} is not known here, so its arguments cannot be checked; retry without editing, or "
-                "from an app that knows it"
-            )
-        args_json = task.codec.encode_object(args, self.settings.max_payload_bytes)
-        return args_json if self._keys is None else self._keys.seal(args_json, job.id, job.task, "args")
 
     async def _has_runnable(self, run: Run) -> bool:
         names = run.storage.names()
@@ -564,10 +473,6 @@ def _running_queues(loop: asyncio.AbstractEventLoop) -> list[DurableQ]:
 def _queues_of(owner: Any) -> list[DurableQ]:
     """The list that all lifespans of one app share: two that wrote the same key would hide one another."""
     return _in_state.setdefault(owner, [])
-
-
-def _id_of(job_or_id: Job[Any] | str) -> str:
-    return job_or_id.id if isinstance(job_or_id, Job) else job_or_id
 
 
 def _in_seconds(timeout: float | timedelta | None) -> float | None:

@@ -45,6 +45,8 @@ from durableq.storage.protocol import NO_NOTES, Exchanged, Notes, Storage
 _LAST_WRITES_SECONDS: Final = 0.3
 """How long the final settle, and then taking the worker off the list, may each wait for the write lock."""
 _QUIET_LEASES: Final = 4
+_LINGER_SECONDS: Final = 0.002
+"""How long a few successes wait for an addition to share its transaction: then a job costs one commit, not two."""
 _FIRST_BACKOFF_SECONDS: Final = 0.05
 _LONGEST_BACKOFF_SECONDS: Final = 2.0
 
@@ -110,6 +112,8 @@ class Worker:
         self._trip: _Trip | None = None
         """The round trip that is under way."""
         self._is_setting_out = False
+        self._lingers_until: float | None = None
+        """Loop time until which what finished waits for company."""
         self._is_quiet = True
         """Few jobs came with the latest claim."""
         self._is_evicted = False
@@ -146,7 +150,7 @@ class Worker:
             queues=options.queues,
         )
         self._cancelled_early: set[LeaseKey] = set()
-        self._reaper = Reaper(storage, emitter, options.max_crashes, self._report)
+        self._reaper = Reaper(storage, clock, emitter, options.max_crashes, self._report)
         self._pruner = Pruner(storage, clock, options, self._report)
         self._heartbeat = Heartbeat(
             clock=clock,
@@ -203,6 +207,11 @@ class Worker:
             broken=self._broken,
         )
 
+    def hurry(self) -> None:
+        """Somebody is about to wait for the end of a job: let nothing that finished wait for company."""
+        if self._lingers_until is not None:
+            self._wake.set()
+
     @property
     def queues(self) -> tuple[str, ...]:
         return self._claimer.queues
@@ -230,9 +239,12 @@ class Worker:
         """Make one round trip if there is reason for one; return whether there was."""
         if self._is_evicted and self._trip is None:
             await self._register_anew()
+        if self._trip is None and self._lingers():
+            return False
         trip = self._trip or self._set_out()
         if trip is None:
             return False
+        self._lingers_until = None
         exchanged = await self._back_from(trip)
         self._notebook.written(trip.notes)
         self._settler.written(trip.batch, exchanged.lost)
@@ -244,6 +256,21 @@ class Worker:
         if trip.batch:
             self.settled.set()
         return True
+
+    def _lingers(self) -> bool:
+        """Whether what finished may wait a moment more, for an addition to ride along with.
+
+        Only a few plain successes, that nobody waits for; and only where this process' additions take a round trip
+        along.
+        """
+        loop = asyncio.get_running_loop()
+        can_wait = self._settler.has_only_successes(_QUIET_LEASES) and self._storage.has_no_audience
+        if self._is_stopping or not can_wait or self._claim_request() is not None:
+            return False
+        if self._lingers_until is None:
+            self._lingers_until = loop.time() + _LINGER_SECONDS
+            loop.call_at(self._lingers_until, self._wake.set)
+        return loop.time() < self._lingers_until
 
     def _set_out(self) -> "_Trip | None":
         """Hand over what finished, and a claim for what there is room for; None when there is neither."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Final
 
 from durableq.clock import Clock, to_datetime
@@ -16,8 +17,11 @@ from durableq.storage.protocol import Storage
 
 REAP_EVERY_SECONDS: Final = 0.4
 """A dead process is noticed within this: its jobs are runnable again well inside the promised second."""
+ALONE_EVERY_NTH: Final = 12
+"""A worker that is alone on the storage looks in every so many of these turns."""
 PRUNE_EVERY_SECONDS: Final = 60.0
 PRUNE_AT_ONCE: Final = 500
+CONDENSE_EVERY: Final = timedelta(minutes=15)
 OVERDUE_AT_ONCE: Final = 500
 _BREATH_SECONDS: Final = 0.05
 _AFTER_TROUBLE_SECONDS: Final = 1.0
@@ -29,8 +33,9 @@ Report = Callable[[str, DurableQError | None], None]
 class Reaper:
     """Looks for dead workers, for ever: recovery is a loop, not a launch-time one-shot."""
 
-    def __init__(self, storage: Storage, emitter: Emitter, max_crashes: int, report: Report) -> None:
+    def __init__(self, storage: Storage, clock: Clock, emitter: Emitter, max_crashes: int, report: Report) -> None:
         self._storage = storage
+        self._clock = clock
         self._emitter = emitter
         self._max_crashes = max_crashes
         self._report = report
@@ -50,16 +55,23 @@ class Reaper:
 
     async def run(self) -> None:
         doing = "looking for dead workers and late jobs"
-        while True:
+        for turn in count():
             pause = REAP_EVERY_SECONDS
             try:
-                await self.reap()
-                await self.give_up_overdue()
+                # Alone, there is nobody to be found dead, but for what damage left.
+                if turn % ALONE_EVERY_NTH == 0 or not self._storage.is_alone:
+                    await self.reap()
+                if self._has_overdue():
+                    await self.give_up_overdue()
                 self._report(doing, None)
             except DurableQError as error:
                 self._report(doing, error)
                 pause = _AFTER_TROUBLE_SECONDS
             await asyncio.sleep(pause)
+
+    def _has_overdue(self) -> bool:
+        limit = self._storage.next_limit
+        return limit is not None and limit <= self._clock.wall()
 
     def _decide(self, lease: Lease, reason: str, charged: bool) -> Outcome:
         return after_crash(lease, reason, charged, self._max_crashes)
@@ -72,6 +84,7 @@ class Pruner:
         self._storage = storage
         self._clock = clock
         self._report = report
+        self._condensed_at: datetime | None = None
         self._retention: dict[JobState, timedelta | None] = {
             JobState.SUCCEEDED: options.retain_finished,
             JobState.CANCELLED: options.retain_finished,
@@ -81,10 +94,17 @@ class Pruner:
     async def prune(self) -> None:
         """Delete all that is past its retention now. Raises `StorageError`."""
         now = to_datetime(self._clock.wall())
+        await self._condense_tallies(now)
         for state, kept in self._retention.items():
             if kept is not None:
                 await self._prune_before(state, now - kept)
         await self._drop_results()
+
+    async def _condense_tallies(self, now: datetime) -> None:
+        """Every so often only: it looks at all that are not condensed yet."""
+        if self._condensed_at is None or not timedelta() <= now - self._condensed_at < CONDENSE_EVERY:
+            await self._storage.condense_tallies(now)
+            self._condensed_at = now
 
     async def _prune_before(self, state: JobState, before: datetime) -> None:
         while True:

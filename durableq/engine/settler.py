@@ -74,6 +74,12 @@ class Settler:
         """What waits to be settled. May be asked from another thread."""
         return {*self._finished.copy()}
 
+    def has_only_successes(self, at_most: int) -> bool:
+        """Whether all that waits is up to so many successes, and one at least, without follow-up jobs."""
+        return 0 < len(self._finished) <= at_most and all(
+            type(outcome) is Succeeded and not outcome.follow_ups for _, outcome in self._finished.values()
+        )
+
     @property
     def is_empty(self) -> bool:
         return not self._finished

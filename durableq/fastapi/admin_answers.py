@@ -1,4 +1,5 @@
-"""What holds for every answer of the admin routes, whoever gives it: the handler, ``auth``, FastAPI, or a defect.
+"""What holds for every answer about jobs, of the admin routes and of those for users, whoever gives it: the handler,
+``auth``, FastAPI, or a defect.
 
 No cache keeps it, no browser takes it for a page or puts it in one, and no other site gets leave to read it. An error
 says in plain words what to do, and nothing of the inside: a 5xx carries an id, under which the log has the rest.
@@ -98,7 +99,7 @@ def unavailable(words: str, error: BaseException) -> HTTPException:
 
 def _logged(words: str, error: BaseException) -> dict[str, str]:
     incident = secrets.token_hex(8)
-    logger.error("an admin request failed, id=%s: %s: %s", incident, type(error).__name__, error)
+    logger.error("a request about jobs failed, id=%s: %s: %s", incident, type(error).__name__, error)
     return {"message": words, "id": incident}
 
 
@@ -120,7 +121,7 @@ def _location(part: Any) -> int | str:
 
 
 class AdminRoute(APIRoute):
-    """One of the admin routes."""
+    """A route that shows jobs or changes them."""
 
     body_limit: int
 

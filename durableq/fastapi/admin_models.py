@@ -6,11 +6,12 @@ What goes out has gone through a `Redactor`: no model is made of a job without o
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, LogLine, Page
+from durableq.fastapi import admin_examples as examples
+from durableq.models import Attempt, AuditEntry, Job, JobState, LogLine, Page
 from durableq.redaction import HIDDEN, Redactor, one_line
 
 RedactorOf = Callable[..., Redactor]
@@ -19,14 +20,17 @@ RedactorOf = Callable[..., Redactor]
 ENTRIES: Final = 200
 """So many of a job's attempts, and of its audit entries, are shown: the latest."""
 LINES: Final = 1_000
-RETRY_LIMIT: Final = 1_000
-"""Most jobs that one request may retry: they share one transaction."""
-
-Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What is sent. It cannot be changed."""
+
     model_config = ConfigDict(from_attributes=True, frozen=True)
+
+
+def example(value: Any, *others: Any) -> ConfigDict:
+    """The configuration of a `Record` whose documentation shows this."""
+    return ConfigDict(from_attributes=True, frozen=True, json_schema_extra={"examples": [value, *others]})
 
 
 # -- what comes in -------------------------------------------------------------------------------------------
@@ -35,53 +39,24 @@ class _Record(BaseModel):
 class EditedArguments(BaseModel):
     """The arguments a job shall have from now on: all of them, by name."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"args": {"to": "ann@example.org", "api_key": HIDDEN}}]}
+    )
 
     args: dict[str, Any] = Field(description="All arguments of the task, by name. They replace the stored ones.")
-
-
-class RetryMatching(BaseModel):
-    """Which dead jobs to retry; every given field must match. Without any, all dead jobs match."""
-
-    model_config = ConfigDict(extra="forbid")  # a mistyped filter must not widen what is retried
-
-    task: Name | None = None
-    queue: Name | None = None
-    error_type: Name | None = Field(None, description="Type of the last error, as the job shows it.")
-    tag: Name | None = Field(None, description="One of its tags.")
-    created_after: AwareDatetime | None = Field(None, description="Added at this moment or later.")
-    created_before: AwareDatetime | None = Field(None, description="Added before this moment.")
-    finished_after: AwareDatetime | None = Field(None, description="Died at this moment or later.")
-    finished_before: AwareDatetime | None = Field(None, description="Died before this moment.")
-    limit: int = Field(100, ge=1, le=RETRY_LIMIT, description="At most so many, the oldest first.")
-
-    def as_filter(self) -> JobFilter:
-        return JobFilter(state=JobState.DEAD, **self.model_dump(exclude={"limit"}))
 
 
 # -- what goes out -------------------------------------------------------------------------------------------
 
 
-class JobCounts(_Record):
-    """How many jobs are in each state."""
-
-    blocked: int
-    scheduled: int
-    queued: int
-    running: int
-    succeeded: int
-    dead: int
-    cancelled: int
-
-
-class ErrorSummary(_Record):
+class ErrorSummary(Record):
     """Why the last attempt failed."""
 
     type: str
     message: str
 
 
-class ProgressRecord(_Record):
+class ProgressRecord(Record):
     """How far a job says it is."""
 
     done: float
@@ -89,8 +64,10 @@ class ProgressRecord(_Record):
     message: str | None
 
 
-class JobSummary(_Record):
+class JobSummary(Record):
     """A job without its arguments and its result."""
+
+    model_config = example(examples.SUMMARY)
 
     id: str
     task: str
@@ -116,19 +93,25 @@ class JobSummary(_Record):
         return cls(**_summary(job, redactor))
 
 
-class JobList(_Record):
+class JobList(Record):
     """Jobs, newest first."""
+
+    model_config = example(examples.LIST)
 
     jobs: list[JobSummary]
     next_cursor: int | None = Field(description="Give it as `cursor` for the next page; null at the end.")
+    is_cut_short: bool = Field(
+        description="Looking stopped before it had found as many as were asked for, even none; from `next_cursor` on "
+        "there may be more."
+    )
 
     @classmethod
     def of(cls, page: Page, redactor_of: RedactorOf) -> Self:
         jobs = [JobSummary.shown(job, redactor_of(job)) for job in page.jobs]
-        return cls(jobs=jobs, next_cursor=page.next_cursor)
+        return cls(jobs=jobs, next_cursor=page.next_cursor, is_cut_short=page.is_cut_short)
 
 
-class AttemptRecord(_Record):
+class AttemptRecord(Record):
     """One try that did not succeed."""
 
     attempt: int
@@ -140,7 +123,7 @@ class AttemptRecord(_Record):
     traceback: str
 
 
-class LogRecord(_Record):
+class LogRecord(Record):
     """A line that the job logged."""
 
     lease_no: int
@@ -148,7 +131,7 @@ class LogRecord(_Record):
     message: str
 
 
-class AuditRecord(_Record):
+class AuditRecord(Record):
     """What a person did to the job."""
 
     at: datetime
@@ -159,6 +142,8 @@ class AuditRecord(_Record):
 
 class JobDetail(JobSummary):
     """Everything that is known about a job."""
+
+    model_config = example(examples.DETAIL)
 
     args: dict[str, Any] | None = Field(
         description="The arguments by name; null when the stored text is damaged. Secrets are hidden, and as long as "
@@ -188,21 +173,15 @@ class JobDetail(JobSummary):
             **_summary(job, redactor),
             args=None if is_damaged else redactor.arguments(args),
             args_text=_damaged(job.args_json, redactor) if is_damaged else None,
-            result=None if job.result_json is None else redactor.result(_read(job.result_json)),
+            result=shown_result(job, redactor),
             headers=redactor.value(dict(job.headers)),
             attempts=[_attempt(attempt, redactor) for attempt in attempts[-ENTRIES:]],
             logs=[
                 LogRecord(lease_no=line.lease_no, at=line.at, message=redactor.text(line.message))
                 for line in logs[-LINES:]
             ],
-            audit=[_audited(entry, redactor) for entry in audit[-ENTRIES:]],
+            audit=[audited(entry, redactor) for entry in audit[-ENTRIES:]],
         )
-
-
-class Retried(_Record):
-    """How many jobs were queued again. As many as `limit`: there may be more."""
-
-    retried: int
 
 
 class Problem(BaseModel):
@@ -219,23 +198,43 @@ class StateProblem(Problem):
 
 
 class ProblemAnswer(BaseModel):
+    """What went wrong."""
+
+    model_config = example(examples.PROBLEM)
+
     detail: Problem
 
 
 class StateProblemAnswer(BaseModel):
+    """What went wrong, and in which state the job is."""
+
+    model_config = example(examples.STATE_PROBLEM)
+
     detail: StateProblem
 
 
 def _summary(job: Job[Any], redactor: Redactor) -> dict[str, Any]:
     """The fields of a `JobSummary`: texts that user code wrote go through the redactor."""
     fields: dict[str, Any] = {name: getattr(job, name) for name in JobSummary.model_fields}
-    if job.error is not None:
-        fields["error"] = ErrorSummary(type=job.error.type, message=redactor.text(job.error.message))
-    if job.progress is not None:
-        done, total, message = job.progress
-        shown = None if message is None else redactor.text(message)
-        fields["progress"] = ProgressRecord(done=done, total=total, message=shown)
-    return fields
+    return fields | {"error": shown_error(job, redactor), "progress": shown_progress(job, redactor)}
+
+
+def shown_error(job: Job[Any], redactor: Redactor) -> ErrorSummary | None:
+    """Return why a job's last attempt failed, as it may be shown."""
+    return None if job.error is None else ErrorSummary(type=job.error.type, message=redactor.text(job.error.message))
+
+
+def shown_progress(job: Job[Any], redactor: Redactor) -> ProgressRecord | None:
+    """Return how far a job says it is, as it may be shown."""
+    if job.progress is None:
+        return None
+    done, total, message = job.progress
+    return ProgressRecord(done=done, total=total, message=None if message is None else redactor.text(message))
+
+
+def shown_result(job: Job[Any], redactor: Redactor) -> Any:
+    """Return what a job's task returned, as it may be shown; None until there is a result that can be read."""
+    return None if job.result_json is None else redactor.result(_read(job.result_json))
 
 
 def _attempt(attempt: Attempt, redactor: Redactor) -> AttemptRecord:
@@ -244,7 +243,7 @@ def _attempt(attempt: Attempt, redactor: Redactor) -> AttemptRecord:
     return record.model_copy(update=texts)
 
 
-def _audited(entry: AuditEntry, redactor: Redactor) -> AuditRecord:
+def audited(entry: AuditEntry, redactor: Redactor) -> AuditRecord:
     detail = {name: _audited_value(name, value, redactor) for name, value in entry.detail.items()}
     return AuditRecord(at=entry.at, who=one_line(entry.who), action=entry.action, detail=detail)
 

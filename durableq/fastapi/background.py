@@ -44,16 +44,19 @@ STACK_KEY: Final = "fastapi_function_astack"
 """Where FastAPI keeps the exit stack of function-scoped dependencies, in the request's scope."""
 RETRY_AFTER_SECONDS: Final = "1"
 _COLLECTORS_KEY: Final = "durableq.collectors"
+STORED_AS_KEY: Final = "durableq.stored_as"
+"""Where a request's scope tells, once its jobs are stored, which of them were there already, by the id they have."""
 
 
 class TaskCollector:
     """The durable jobs of one request. Routes and their dependencies share one; FastAPI gives it to a parameter."""
 
-    __slots__ = ("_closed", "_guard", "_jobs", "_queue", "_saw_error", "_stack")
+    __slots__ = ("_closed", "_guard", "_jobs", "_queue", "_saw_error", "_stack", "_stored_as")
 
-    def __init__(self, dq: DurableQ, stack: AsyncExitStack | None) -> None:
+    def __init__(self, dq: DurableQ, stack: AsyncExitStack | None, stored_as: dict[str, str] | None = None) -> None:
         self._queue = dq
         self._stack = stack
+        self._stored_as = {} if stored_as is None else stored_as
         self._jobs: list[Job[Any]] = []
         self._closed = False
         self._guard = threading.Lock()
@@ -111,7 +114,7 @@ class TaskCollector:
         """Store this request's jobs, all or none. Raises `HTTPException` with what is known: see `store`."""
         self._close()
         if self._jobs and not self._saw_error:
-            await store(self._queue, self._jobs)
+            self._stored_as.update(await store(self._queue, self._jobs))
 
     def drop(self) -> None:
         """Forget this request's jobs: it failed."""
@@ -136,8 +139,8 @@ class TaskCollector:
             await self.commit()
 
 
-async def store(dq: DurableQ, jobs: list[Job[Any]]) -> None:
-    """Make jobs durable, and put a failure in HTTP's words.
+async def store(dq: DurableQ, jobs: list[Job[Any]]) -> dict[str, str]:
+    """Make jobs durable, and put a failure in HTTP's words. Return the ids of those that are stored under another.
 
     Nothing was stored: 503 for want of storage, 409 for a unique key that is taken, 422 for an idempotency key that was
     used for other arguments. Nobody can know: 500.
@@ -147,7 +150,7 @@ async def store(dq: DurableQ, jobs: list[Job[Any]]) -> None:
     except (StorageError, QueueNotRunning, TransactionRefused) as error:  # refused before it was handed over
         raise _not_stored(error) from error
     try:
-        await stored
+        return await stored or {}
     except DuplicateJob as error:
         raise HTTPException(409, {"message": str(error), "job": error.job_id}) from error
     except IdempotencyConflict as error:
@@ -249,7 +252,7 @@ def _collector(
     collector = collectors.get(key)
     if collector is not None:
         return collector, False
-    collector = collectors[key] = TaskCollector(dq, stack)
+    collector = collectors[key] = TaskCollector(dq, stack, connection.scope.setdefault(STORED_AS_KEY, {}))
     return collector, True
 
 

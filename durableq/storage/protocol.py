@@ -7,12 +7,13 @@ Each write that ends or prolongs a lease is fenced by ``lease_no`` and reports w
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from durableq.encryption import Payloads, Rewrite
 from durableq.errors import DurableQError
+from durableq.history import Tally
 from durableq.models import (
     Attempt,
     AuditEntry,
@@ -30,6 +31,7 @@ from durableq.models import (
     Progress,
     Reaped,
 )
+from durableq.reports import AuditPage, Count, DeadLetterReport, QueueReport, TaskReport, WorkerReport
 
 T = TypeVar("T")
 
@@ -172,6 +174,21 @@ class Storage(Protocol):
         """
         ...
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else is registered, as of the latest look."""
+        ...
+
+    @property
+    def next_limit(self) -> int | None:
+        """When the next job expires, or should be finished, as of the latest look; it may be over. Microseconds."""
+        ...
+
+    @property
+    def has_no_audience(self) -> bool:
+        """Whether settling may wait a moment: nobody watches for the ends of jobs, and no other process is there."""
+        ...
+
     async def state_of_lease(self, lease: Lease) -> JobState | None:
         """The state of a lease's job; None when it is gone, or was claimed again."""
         ...
@@ -200,6 +217,10 @@ class Storage(Protocol):
         """Delete up to ``limit`` jobs that finished in ``state`` before that moment; return how many."""
         ...
 
+    async def condense_tallies(self, now: datetime) -> None:
+        """Sum up tallies of more than a day ago by the hour, and delete those of more than 8 days ago."""
+        ...
+
     # -- looking -------------------------------------------------------------------------------------------
 
     def names(self) -> Names:
@@ -212,8 +233,8 @@ class Storage(Protocol):
         """The tries of a job that did not succeed, oldest first."""
         ...
 
-    async def logs(self, job_id: str) -> list[LogLine]:
-        """What a job said while it ran, oldest first."""
+    async def logs(self, job_id: str, *, skip: int = 0) -> list[LogLine]:
+        """What a job said while it ran, oldest first, without the first ``skip`` lines."""
         ...
 
     async def finished_among(self, job_ids: Collection[str]) -> set[str]:
@@ -224,11 +245,40 @@ class Storage(Protocol):
         """Call ``look`` on the event loop whenever some process may have finished a job; return what ends it."""
         ...
 
-    async def find(self, where: JobFilter, *, cursor: int | None, limit: int) -> Page:
-        """Jobs that match, newest first, from below the cursor of the page before."""
+    async def find(self, where: JobFilter, *, cursor: int | None, limit: int, look_at: int | None = None) -> Page:
+        """Jobs that match, newest first, from below the cursor of the page before.
+
+        Of those that an index leads to, ``look_at`` are looked at, at most; None: all.
+        """
         ...
 
-    async def counts(self) -> dict[JobState, int]: ...
+    async def count(self, where: JobFilter, *, look_at: int) -> Count:
+        """How many match of the newest ``look_at`` jobs that an index leads to."""
+        ...
+
+    async def counts(self, at_most: int | None = None) -> dict[JobState, int]:
+        """How many jobs are in each state; each counted up to ``at_most``."""
+        ...
+
+    async def dead_letters(self, *, look_at: int) -> DeadLetterReport:
+        """The newest ``look_at`` dead jobs by task and type of error, the most numerous first."""
+        ...
+
+    async def queues(self, *, at_most: int) -> list[QueueReport]:
+        """All queues by name; what waits in each is counted up to ``at_most``."""
+        ...
+
+    async def tasks(self) -> list[TaskReport]:
+        """All tasks by name."""
+        ...
+
+    async def workers(self) -> list[WorkerReport]:
+        """All processes that are registered, the oldest first."""
+        ...
+
+    async def tallies(self, since: int, step: timedelta, *, queue: str | None, task: str | None) -> list[Tally]:
+        """What ended since then, in microseconds since the epoch, summed up by ``step``."""
+        ...
 
     async def has_runnable(self, queues: Collection[str], tasks: Collection[str]) -> bool:
         """Whether anything is running, or queued or due among these."""
@@ -236,6 +286,10 @@ class Storage(Protocol):
 
     async def audit_trail(self, job_id: str) -> list[AuditEntry]:
         """The administrative writes to a job, oldest first."""
+        ...
+
+    async def audit(self, *, cursor: int | None, limit: int) -> AuditPage:
+        """All administrative writes, newest first, from below the cursor of the page before."""
         ...
 
     # -- by hand -------------------------------------------------------------------------------------------
@@ -246,15 +300,31 @@ class Storage(Protocol):
         ...
 
     async def retry_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
-        """Retry up to ``limit`` dead jobs that match; return how many."""
+        """Retry up to ``limit`` dead jobs that match, oldest first; return how many."""
         ...
 
     async def cancel(self, job_id: str, *, who: str) -> Job[Any]:
         """End a job that waits; ask for the end of one that runs."""
         ...
 
+    async def cancel_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
+        """Cancel up to ``limit`` unfinished jobs that match, oldest first; return how many."""
+        ...
+
     async def delete(self, job_id: str, *, who: str) -> None:
         """Remove a finished job and its history. The audit entry stays."""
+        ...
+
+    async def delete_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
+        """Remove up to ``limit`` finished jobs that match, oldest first; return how many."""
+        ...
+
+    async def pause(self, queue: str, *, who: str) -> None:
+        """Let no claim take from a queue any more. Does nothing to one that is paused."""
+        ...
+
+    async def resume(self, queue: str, *, who: str) -> None:
+        """Let claims take from a paused queue again."""
         ...
 
     # -- encrypted payloads --------------------------------------------------------------------------------

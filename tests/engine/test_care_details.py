@@ -68,7 +68,7 @@ async def reaped_jobs(backend: Backend, max_crashes: int, emitter: Emitter) -> t
     """Let a worker that holds two jobs go silent, and another take them back."""
     hung, living = await backend.worker(), await backend.worker()
     held = await backend.claimed(hung, 2)
-    reaper = Reaper(living, emitter, max_crashes, Reports())
+    reaper = Reaper(living, backend.clock, emitter, max_crashes, Reports())
     for _ in range(LEASE // timedelta(seconds=5) + 2):
         await reaper.reap()
         await asyncio.to_thread(living.renew, backend.clock.boot() + 30 * SECOND, None)
@@ -95,7 +95,7 @@ async def test_a_crash_too_many_ends_a_job_and_is_told(backend: Backend, max_cra
     with PythonProcess("-m", "tests.storage.doomed_worker", backend.url, "1") as killed:
         killed.read()
         killed.kill()
-    reaper = Reaper(living, emitter, max_crashes, Reports())
+    reaper = Reaper(living, backend.clock, emitter, max_crashes, Reports())
     await reaper.reap()
     assert [event.jobs for event in reaped] == [1]
     assert len(died) == (1 if max_crashes == 1 else 0)
@@ -115,7 +115,7 @@ async def test_jobs_that_come_too_late_are_ended_and_told(backend: Backend) -> N
     )
     await storage.insert([late, expired, timely])
     backend.clock.advance(2)
-    await Reaper(storage, emitter, 3, Reports()).give_up_overdue()
+    await Reaper(storage, backend.clock, emitter, 3, Reports()).give_up_overdue()
     assert [event.lease.id for event in died] == [late.id]
     assert [event.lease.id for event in cancelled] == [expired.id]
     assert (await stored(storage, timely.id)).state is JobState.QUEUED
@@ -126,7 +126,7 @@ async def test_what_is_overdue_is_ended_a_bounded_number_at_a_time(backend: Back
     storage = await backend.worker()
     await storage.insert([limited_job(backend, deadline=1) for _ in range(count)])
     backend.clock.advance(2)
-    reaper = Reaper(storage, Emitter(), 3, Reports())
+    reaper = Reaper(storage, backend.clock, Emitter(), 3, Reports())
     await reaper.give_up_overdue()
     assert (await storage.counts())[JobState.DEAD] == OVERDUE_AT_ONCE
     await reaper.give_up_overdue()
@@ -147,11 +147,39 @@ async def test_a_loop_of_care_says_that_it_works(backend: Backend) -> None:
     reaping, pruning = Reports(), Reports()
     pruner = Pruner(storage, backend.clock, queue_options({}, {}), pruning)
     begun = time.monotonic()
-    async with running(Reaper(storage, Emitter(), 3, reaping).run(), pruner.run()):
+    async with running(Reaper(storage, backend.clock, Emitter(), 3, reaping).run(), pruner.run()):
         await eventually(lambda: len(reaping.all) >= 3)
     assert time.monotonic() - begun >= 2 * REAP_EVERY_SECONDS
     assert reaping.all[0] == ("looking for dead workers and late jobs", None)
     assert pruning.all == [("deleting old jobs", None)]
+
+
+async def test_a_worker_that_is_alone_asks_for_no_transaction_again_and_again(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await backend.worker()
+    asked: list[str] = []
+    for verb in ("reap", "give_up_overdue"):
+        monkeypatch.setattr(storage, verb, _told(asked, verb, getattr(storage, verb)))
+    await eventually(lambda: storage.is_alone)
+    reports = Reports()
+    async with running(Reaper(storage, backend.clock, Emitter(), 3, reports).run()):
+        await eventually(lambda: len(reports.all) >= 4)
+        assert asked == ["reap"]
+        other = await backend.worker()
+        await eventually(lambda: asked.count("reap") >= 2)
+        await other.deregister()
+        await storage.insert([limited_job(backend, expires=1)])
+        backend.clock.advance(2)
+        await eventually(lambda: "give_up_overdue" in asked)
+
+
+def _told(asked: list[str], verb: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def telling(*args: Any) -> Any:
+        asked.append(verb)
+        return call(*args)
+
+    return telling
 
 
 async def test_a_loop_of_care_says_what_it_met_and_goes_on_more_slowly(backend: Backend) -> None:
@@ -160,7 +188,7 @@ async def test_a_loop_of_care_says_what_it_met_and_goes_on_more_slowly(backend: 
     reaping, pruning = Reports(), Reports()
     pruner = Pruner(storage, backend.clock, queue_options({}, {}), pruning)
     begun = time.monotonic()
-    async with running(Reaper(storage, Emitter(), 3, reaping).run(), pruner.run()):
+    async with running(Reaper(storage, backend.clock, Emitter(), 3, reaping).run(), pruner.run()):
         await eventually(lambda: len(reaping.all) >= 2)
     assert time.monotonic() - begun >= 1.0
     assert [doing for doing, _ in (*reaping.all[:1], *pruning.all)] == [

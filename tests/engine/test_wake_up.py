@@ -134,8 +134,41 @@ async def test_a_job_added_beside_an_idle_worker_costs_two_transactions(
         transactions = " ".join(one.split()[0] for one in statements if "PRAGMA" not in one).split("BEGIN")
     assert [one.split() for one in transactions[1:3]] == [
         ["INSERT", "SELECT", "UPDATE", "COMMIT"],
-        ["UPDATE", "COMMIT"],
+        ["INSERT", "UPDATE", "COMMIT"],  # the tally, and the settle
     ]
+
+
+async def test_a_job_that_follows_soon_takes_the_end_of_the_one_before_along(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements = record_statements(monkeypatch)
+    dq = DurableQ(database)
+    dq.task(name="echo")(echo)
+    ends: list[JobSucceeded] = []
+    dq.events.subscribe(JobSucceeded, ends.append)
+    async with dq.running():
+        await finished(dq, await dq.add_task(echo, 0))  # the worker learns the name
+        await dq.drain()
+        statements.clear()
+        for number in range(20):
+            await dq.add_task(echo, number)
+        await eventually(lambda: len(ends) == 21)
+    assert statements.count("COMMIT") <= 35, "each in two transactions would be 40"
+
+
+async def test_the_end_of_a_job_that_somebody_waits_for_waits_for_nobody(database: Path) -> None:
+    dq = DurableQ(database)
+    dq.task(name="echo")(echo)
+    async with dq.running():
+        await dq.result(await dq.add_task(echo, 0))
+        waits = []
+        for number in range(ROUNDS):
+            job = await dq.add_task(echo, number)
+            waiting = asyncio.create_task(dq.result(job))
+            began = time.monotonic()
+            await waiting
+            waits.append(time.monotonic() - began)
+    assert min(waits) < 0.002, "as long as it would linger"
 
 
 async def test_jobs_that_come_while_the_worker_is_on_its_way_are_not_forgotten(database: Path) -> None:

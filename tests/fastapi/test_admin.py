@@ -1,6 +1,7 @@
 """The admin routes: who may do what, what it does, and what it answers."""
 
 import contextlib
+import json
 import logging
 import sqlite3
 import threading
@@ -14,11 +15,13 @@ import pytest
 from fastapi import Depends, FastAPI, Header, HTTPException, Security
 from fastapi.security import APIKeyHeader, HTTPBasic, OAuth2PasswordBearer
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
 
 from durableq import AuditEntry, ConfigurationError, DurableQ, DurableQError, Job, JobState, errors
-from durableq.fastapi import Principal, admin_router
-from durableq.fastapi.admin import Role, in_http_words
-from durableq.fastapi.admin_models import JobCounts
+from durableq.fastapi import Principal, admin_filters, admin_models, admin_reports, admin_router
+from durableq.fastapi.admin_answers import in_http_words
+from durableq.fastapi.admin_reports import COUNTED, JobCounts
+from durableq.fastapi.principals import Role
 from tests.support import eventually_sync
 
 ACCOUNTS: dict[str, Principal | str | None] = {
@@ -28,11 +31,39 @@ ACCOUNTS: dict[str, Principal | str | None] = {
     "tess": "tess",
     "nobody-in-particular": None,
 }
-READS = [("GET", "/admin/counts"), ("GET", "/admin/jobs"), ("GET", "/admin/jobs/{id}")]
-OPERATIONS = [("POST", "/admin/jobs/{id}/retry"), ("POST", "/admin/retry"), ("POST", "/admin/jobs/{id}/cancel")]
-MENDING = [("POST", "/admin/jobs/{id}/edit"), ("DELETE", "/admin/jobs/{id}")]
+READS = [
+    ("GET", "/admin/counts"),
+    ("GET", "/admin/jobs"),
+    ("GET", "/admin/jobs/{id}"),
+    ("GET", "/admin/jobs/{id}/events"),
+    ("GET", "/admin/count"),
+    ("GET", "/admin/queues"),
+    ("GET", "/admin/workers"),
+    ("GET", "/admin/tasks"),
+    ("GET", "/admin/dead-letters"),
+    ("GET", "/admin/history"),
+    ("GET", "/admin/audit"),
+    ("GET", "/admin/system"),
+]
+OPERATIONS = [
+    ("POST", "/admin/jobs/{id}/retry"),
+    ("POST", "/admin/retry"),
+    ("POST", "/admin/jobs/{id}/cancel"),
+    ("POST", "/admin/cancel"),
+    ("POST", "/admin/queues/pause"),
+    ("POST", "/admin/queues/resume"),
+]
+MENDING = [("POST", "/admin/jobs/{id}/edit"), ("DELETE", "/admin/jobs/{id}"), ("POST", "/admin/delete")]
 WRITES = OPERATIONS + MENDING
-BODIES: dict[str, Any] = {"/admin/retry": {}, "/admin/jobs/{id}/edit": {"args": {"email": "good@example.org"}}}
+SYSTEM = ("GET", "/admin/system")
+BODIES: dict[str, Any] = {
+    "/admin/retry": {},
+    "/admin/cancel": {},
+    "/admin/queues/pause": {"queue": "default"},
+    "/admin/queues/resume": {"queue": "default"},
+    "/admin/delete": {"state": "dead"},
+    "/admin/jobs/{id}/edit": {"args": {"email": "good@example.org"}},
+}
 
 
 def account(x_user: Annotated[str | None, Header()] = None) -> Principal | str | None:
@@ -129,7 +160,7 @@ def test_without_auth_there_are_no_routes_and_the_log_says_how_to_enable_them(
     app = FastAPI(lifespan=dq.lifespan)
     app.include_router(router, prefix="/admin")
     with TestClient(app) as client:
-        assert [client.request(*route).status_code for route in READS + WRITES] == [404] * 8
+        assert [client.request(*route).status_code for route in READS + WRITES] == [404] * 21
     assert not [path for path in app.openapi()["paths"] if path.startswith("/admin")]
 
 
@@ -225,7 +256,11 @@ def test_auth_may_be_a_security_dependency_with_scopes_and_parameters_of_its_own
     app.include_router(admin_router(dq, auth=Security(by_query, scopes=["jobs"])))
     with TestClient(app) as client:
         assert client.get("/jobs", params={"key": "wrong"}).status_code == 401
-        assert client.get("/jobs", params={"key": "right", "state": "dead"}).json() == {"jobs": [], "next_cursor": None}
+        assert client.get("/jobs", params={"key": "right", "state": "dead"}).json() == {
+            "jobs": [],
+            "next_cursor": None,
+            "is_cut_short": False,
+        }
         assert client.get("/jobs", params={"key": "right", "state": "gone"}).status_code == 422
 
 
@@ -274,13 +309,13 @@ def test_a_read_is_answered_wherever_it_comes_from(site: Site) -> None:
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", None])
-@pytest.mark.parametrize("route", [OPERATIONS[1], MENDING[0]], ids=" ".join)
+@pytest.mark.parametrize("route", [route for route in WRITES if route[1] in BODIES], ids=" ".join)
 def test_a_body_that_is_not_declared_as_json_is_refused(
     site: Site, route: tuple[str, str], media_type: str | None
 ) -> None:
     job = site.dead_letter()
     headers = {} if media_type is None else {"Content-Type": media_type}
-    content = b'{"args": {"email": "good@example.org"}}' if route == MENDING[0] else b"{}"
+    content = json.dumps(BODIES[route[1]]).encode()
     response = site.call(route, job.id, json=None, content=content, headers=headers)
     assert response.status_code == 415
     assert "application/json" in response.json()["detail"]["message"]
@@ -299,7 +334,7 @@ def test_no_answer_is_kept_by_a_cache(site: Site) -> None:
         site.call(MENDING[1], job.id, who="rita"),
         site.call(MENDING[1], job.id),
     ]
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 404, 422, 422, 409, 403, 403, 204]
+    assert [answer.status_code for answer in answers] == [*[200] * len(READS), 404, 422, 422, 409, 403, 403, 204]
     assert {answer.headers["cache-control"] for answer in answers} == {"no-store"}
 
 
@@ -340,11 +375,12 @@ def test_counts_name_every_state(site: Site) -> None:
         "succeeded": 1,
         "dead": 2,
         "cancelled": 0,
+        "at_most": COUNTED,
     }
 
 
 def test_the_model_of_counts_knows_every_state() -> None:
-    assert list(JobCounts.model_fields) == [state.value for state in JobState]
+    assert list(JobCounts.model_fields) == [*(state.value for state in JobState), "at_most"]
 
 
 def test_a_job_is_shown_with_its_arguments_attempts_and_audit_trail(site: Site) -> None:
@@ -586,6 +622,12 @@ def test_edited_arguments_over_the_limit_are_refused(tmp_path: Path) -> None:
         assert "the limit is 1,000" in response.json()["detail"][0]["msg"]
 
 
+def forget_schemas(tmp_path: Path) -> None:
+    """As if the app that added the jobs had never described its tasks."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "app.db", timeout=10)) as connection, connection:
+        connection.execute("UPDATE durableq_tasks SET arguments_schema = NULL")
+
+
 def test_arguments_of_a_task_that_this_app_does_not_know_cannot_be_edited(tmp_path: Path) -> None:
     maker = DurableQ(tmp_path / "app.db")
 
@@ -593,6 +635,7 @@ def test_arguments_of_a_task_that_this_app_does_not_know_cannot_be_edited(tmp_pa
     def elsewhere(email: str) -> None: ...
 
     job = maker.add_task_sync(elsewhere, "bad@example.org")
+    forget_schemas(tmp_path)
     dq = DurableQ(tmp_path / "app.db")
     app = FastAPI(lifespan=dq.lifespan)
     app.include_router(admin_router(dq, auth=Depends(account)), prefix="/admin")
@@ -675,7 +718,7 @@ def test_a_job_that_waits_is_not_deleted(site: Site) -> None:
     assert site.state_of(job) == "scheduled"
 
 
-@pytest.mark.parametrize("route", READS + WRITES, ids=" ".join)
+@pytest.mark.parametrize("route", [route for route in READS + WRITES if route != SYSTEM], ids=" ".join)
 def test_without_a_running_queue_the_answer_is_503_and_when_to_try_again(
     tmp_path: Path, route: tuple[str, str]
 ) -> None:
@@ -728,8 +771,10 @@ def test_openapi_describes_every_route_with_tag_summary_models_and_errors(tmp_pa
         assert operation["summary"]
         assert operation["description"]
         answers = operation["responses"]
-        if method == "DELETE":
+        if method == "DELETE" or path.startswith("/admin/queues/"):
             assert "content" not in answers["204"]
+        elif path.endswith("/events"):
+            assert "event: end" in answers["200"]["content"]["text/event-stream"]["example"]
         else:
             assert set(answers["200"]["content"]["application/json"]["schema"]) == {"$ref"}
         expected = {"401", "403", "503"}
@@ -738,17 +783,45 @@ def test_openapi_describes_every_route_with_tag_summary_models_and_errors(tmp_pa
         expected |= {"500"} if method != "GET" else set()
         expected |= {"413", "415"} if "requestBody" in operation else set()
         assert expected <= answers.keys()
-        assert "422" in answers
+        assert ("422" in answers) == ("parameters" in operation or "requestBody" in operation)
         for status in expected - {"401"}:
-            assert set(answers[status]["content"]["application/json"]["schema"]) == {"$ref"}
+            problem = answers[status]["content"]["application/json"]["schema"]
+            assert set(problem) == {"$ref"} or "detail" in problem["properties"]
         assert "Retry-After" in answers["503"]["headers"]
+
+
+def test_openapi_shows_an_example_of_everything_sent_and_answered(tmp_path: Path) -> None:
+    app = FastAPI()
+    app.include_router(admin_router(DurableQ(tmp_path / "app.db"), auth=Depends(account)), prefix="/admin")
+    schema = app.openapi()
+    operations = [one for item in schema["paths"].values() for one in item.values()]
+    bodies = [one["requestBody"] for one in operations if "requestBody" in one]
+    bodies += [answer for one in operations for status, answer in one["responses"].items() if status != "422"]
+    shown = [one["content"].get("application/json", {"schema": {}})["schema"] for one in bodies if "content" in one]
+    names = {one["$ref"].rpartition("/")[2] for one in shown if "$ref" in one}
+    assert len(names) > 20
+    assert {name for name in names if not schema["components"]["schemas"][name].get("examples")} == set()
+
+
+SHOWN = [
+    one
+    for module in (admin_reports, admin_models, admin_filters)
+    for one in vars(module).values()
+    if isinstance(one, type) and issubclass(one, BaseModel) and one.__module__ == module.__name__
+]
+
+
+@pytest.mark.parametrize("model", SHOWN)
+def test_every_example_in_the_documentation_is_one(model: type[BaseModel]) -> None:
+    for one in model.model_json_schema().get("examples", []):
+        assert model.model_validate(one).model_dump(mode="json", exclude_unset=True) == one
 
 
 def test_openapi_lists_every_filter_with_its_bounds(tmp_path: Path) -> None:
     app = FastAPI()
     app.include_router(admin_router(DurableQ(tmp_path / "app.db"), auth=Depends(account)))
     parameters = {one["name"]: one["schema"] for one in app.openapi()["paths"]["/jobs"]["get"]["parameters"]}
-    names = {"state", "task", "queue", "error_type", "cursor", "limit"}
+    names = {"state", "task", "queue", "error_type", "error_text", "tag", "arg", "cursor", "limit"}
     moments = {f"{what}_{when}" for what in ("created", "finished") for when in ("after", "before")}
     assert names | moments <= parameters.keys()
     assert (parameters["limit"]["minimum"], parameters["limit"]["maximum"]) == (1, 200)

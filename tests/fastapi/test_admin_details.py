@@ -15,8 +15,9 @@ from starlette.types import Message, Scope
 
 from durableq import ConfigurationError, DurableQ, Job, JobState, errors
 from durableq.fastapi import Principal, admin_router
-from durableq.fastapi.admin import in_http_words
-from durableq.fastapi.admin_models import ENTRIES, LINES, JobDetail, JobList, JobSummary, RetryMatching
+from durableq.fastapi.admin_answers import in_http_words
+from durableq.fastapi.admin_filters import RetryMatching
+from durableq.fastapi.admin_models import ENTRIES, LINES, JobDetail, JobList, JobSummary
 from durableq.models import Attempt, AuditEntry, JobError, JobExtras, JobFilter, LogLine, Page, Progress
 from durableq.redaction import HIDDEN, MASKED, Redactor
 
@@ -283,6 +284,7 @@ def test_of_a_task_that_nobody_here_knows_every_argument_and_the_result_is_a_sec
         connection.execute(
             "UPDATE durableq_jobs SET result = ?, error_type = 'E', error_message = ?", ('"fine"', f"no {CANARY}")
         )
+        connection.execute("UPDATE durableq_tasks SET arguments_schema = NULL")
     dq = DurableQ(path, worker=False)
     app = FastAPI(lifespan=dq.lifespan)
     app.include_router(admin_router(dq, auth=Depends(lambda: "ann")), prefix="/admin")

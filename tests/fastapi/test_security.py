@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from durableq import DurableQ, Job, current_job
-from durableq.fastapi import Principal, admin, admin_router
+from durableq.fastapi import Principal, admin_router
 from durableq.fastapi.admin_answers import HEADERS
 from durableq.redaction import HIDDEN, MASKED, Secret
 from tests.support import eventually_sync
@@ -190,6 +190,8 @@ def test_what_does_not_fit_is_not_sent_back(site: Site) -> None:
 
 def test_as_long_as_nobody_knows_the_task_every_argument_is_a_secret(site: Site, tmp_path: Path) -> None:
     job = site.ended(site.add("bad"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "app.db", timeout=10)) as connection, connection:
+        connection.execute("UPDATE durableq_tasks SET arguments_schema = NULL")
     app, _ = site_on(tmp_path / "app.db", worker=False)
     with TestClient(app) as client:
         shown = client.get(f"/admin/jobs/{job['id']}", headers={"x-user": "anna"}).json()
@@ -283,16 +285,6 @@ def test_trouble_with_the_storage_is_answered_without_paths_and_logged_under_an_
     assert str(tmp_path) not in response.text
     [line] = [record.getMessage() for record in caplog.records if problem["id"] in record.getMessage()]
     assert str(tmp_path) in line
-
-
-def test_a_search_that_takes_too_long_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin, "LOOK_SECONDS", 0.0)
-    for path in ("/counts", "/jobs?tag=rare"):
-        response = site.client.get(f"/admin{path}", headers={"x-user": "rita"})
-        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-        assert "narrow it down" in response.json()["detail"]["message"]
-    monkeypatch.undo()
-    assert site.client.get("/admin/counts", headers={"x-user": "rita"}).status_code == 200
 
 
 def test_a_detail_shows_the_latest_lines_only_however_many_there_are(site: Site) -> None:

@@ -25,7 +25,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import SecretStr
 
 from durableq import DurableQ, current_job
-from durableq.fastapi import Principal, admin_router
+from durableq.fastapi import Principal, admin_router, status_router
 from durableq.redaction import HIDDEN, Secret
 from tests.support import eventually_sync
 
@@ -96,6 +96,7 @@ def make_app() -> FastAPI:
     elsewhere = dq.task(name="work.elsewhere", max_attempts=1, runner="process")(work_elsewhere)
     app = FastAPI(lifespan=dq.lifespan)
     app.include_router(admin_router(dq, auth=Depends(account)), prefix="/admin")
+    app.include_router(status_router(dq, auth=Depends(account), shows=("result", "error", "log")), prefix="/status")
 
     @app.post("/add/{what}")
     async def add(what: str) -> str:
@@ -137,7 +138,8 @@ class Server:
             response = connection.getresponse()
             text = response.read().decode()
             self.heard.append(f"{response.getheaders()} {text}")
-        return response.status, json.loads(text) if text else None
+            is_json = response.getheader("content-type") == "application/json"
+        return response.status, json.loads(text) if is_json else text
 
     def job(self, job_id: str) -> Any:
         return self.ask("GET", f"/admin/jobs/{job_id}", who="rita")[1]
@@ -205,7 +207,11 @@ def test_no_canary_leaves_the_server(server: Server, tmp_path: Path) -> None:
     assert server.ask("POST", f"{path}/edit", {"args": edited | {"config": canary("nested")}})[0] == 422
     assert server.ask("POST", f"{path}/edit", {"args": edited})[0] == 200
     assert server.until(failed["id"], "succeeded")["args"] == edited  # it has checked what it got
-    server.ask("GET", "/admin/jobs?limit=200")
+    for name in ("jobs?limit=200", "tasks", "dead-letters", "audit", "queues", "workers", "history", "system"):
+        assert server.ask("GET", f"/admin/{name}")[0] == 200
+    for one in (done, failed, elsewhere):
+        for shown_to in (f"/admin/jobs/{one['id']}/events", f"/status/{one['id']}", f"/status/{one['id']}/events"):
+            assert server.ask("GET", shown_to)[0] == 200
     stored = stored_about_failures(tmp_path / "app.db")
     (tmp_path / "app.db").rename(tmp_path / "away.db")
     assert server.ask("DELETE", f"/admin/jobs/{elsewhere['id']}")[0] == 503

@@ -8,6 +8,7 @@ from tests.storage import (
     contract_idempotency,
     contract_leases,
     contract_notes,
+    contract_operating,
     contract_time,
     contract_unique,
     contract_unique_life,
@@ -94,3 +95,18 @@ class TestPayloads(contract_encryption.Payloads): ...
 
 
 class TestRewriting(contract_encryption.Rewriting): ...
+
+
+class TestPausing(contract_operating.Pausing): ...
+
+
+class TestTallying(contract_operating.Tallying): ...
+
+
+class TestOverviews(contract_operating.Overviews): ...
+
+
+class TestSearching(contract_operating.Searching): ...
+
+
+class TestTogether(contract_operating.Together): ...

@@ -34,7 +34,7 @@ from durableq.models import (
     UniqueClaim,
 )
 from durableq.storage.protocol import Storage
-from durableq.storage.sqlite import payloads, rows, transitions
+from durableq.storage.sqlite import payloads, rows, searching
 from durableq.storage.sqlite.insertion import Claim, batch_of, joined
 from durableq.storage.sqlite.settling import (
     NOTHING,
@@ -311,20 +311,20 @@ def test_a_filter_becomes_conditions_and_values() -> None:
         state=JobState.DEAD, task="t", queue="q", error_type="e", tag="x",
         created_after=MOMENT, created_before=MOMENT, finished_after=MOMENT, finished_before=MOMENT,
     )  # fmt: skip
-    conditions, values = transitions.filter_sql(where)
+    conditions, values = searching.matching(where)
     assert conditions == (
         " AND state = 'dead' AND task = :task AND queue = :queue AND error_type = :error_type"
-        " AND tags IS NOT NULL AND :tag IN (SELECT value FROM json_each(tags))"
         " AND created_at >= :created_after AND created_at < :created_before"
         " AND finished_at >= :finished_after AND finished_at < :finished_before"
+        " AND tags IS NOT NULL AND :tag IN (SELECT value FROM json_each(tags))"
     )
     at = from_datetime(MOMENT)
     assert values == {
         "task": "t", "queue": "q", "error_type": "e", "tag": "x",
         "created_after": at, "created_before": at, "finished_after": at, "finished_before": at,
     }  # fmt: skip
-    assert transitions.filter_sql(JobFilter()) == ("", {})
-    assert transitions.filter_sql(JobFilter(queue="q")) == (" AND queue = :queue", {"queue": "q"})
+    assert searching.matching(JobFilter()) == ("", {})
+    assert searching.matching(JobFilter(queue="q")) == (" AND queue = :queue", {"queue": "q"})
 
 
 async def test_the_audit_trail_says_what_was_done_to_what(backend: Backend, storage: Storage) -> None:

@@ -63,6 +63,7 @@ class Groups:
         self.connection.execute("COMMIT")
         self.runner.known_queues |= effects.new_queues
         self.runner.known_tasks |= effects.new_tasks
+        self.runner.described_tasks |= effects.new_tasks
         return answers, effects
 
     def _note(self, statement: str) -> None:
@@ -106,10 +107,10 @@ def test_a_claim_is_two_statements_and_one_when_there_is_nothing(groups: Groups)
     assert groups.statements == ["SELECT"]
 
 
-def test_a_settle_whose_leases_hold_is_one_statement(groups: Groups) -> None:
+def test_a_settle_whose_leases_hold_is_two_statements(groups: Groups) -> None:
     leases = groups.claimed(3)
     groups.run(groups.exchange([(lease, DONE) for lease in leases]))
-    assert groups.statements == ["UPDATE"]
+    assert groups.statements == ["INSERT", "UPDATE"], "the tally, then the settle"
 
 
 def test_work_that_any_of_a_group_makes_is_told(groups: Groups) -> None:

@@ -161,6 +161,8 @@ class Effects:
     new_queues: set[str] = field(default_factory=set)
     new_tasks: set[str] = field(default_factory=set)
     first_due: int | None = None
+    first_limit: int | None = None
+    """When the first new job expires, or should be finished."""
     changed_rows: int = 0
     written_bytes: int = 0
 
@@ -171,11 +173,15 @@ class Effects:
         self.written_bytes += other.written_bytes
         self.new_queues |= other.new_queues
         self.new_tasks |= other.new_tasks
-        self.due(other.first_due)
+        self.first_due = earlier(self.first_due, other.first_due)
+        self.first_limit = earlier(self.first_limit, other.first_limit)
 
-    def due(self, run_at: int | None) -> None:
-        if run_at is not None and (self.first_due is None or run_at < self.first_due):
-            self.first_due = run_at
+
+def earlier(one: int | None, other: int | None) -> int | None:
+    """Return the earlier of two instants, either of which may be missing."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 def answer(operation: Operation, result: Any, calls: LoopCalls) -> None:
@@ -228,6 +234,8 @@ class GroupRunner:
         self._wall = wall
         self.known_queues: set[str] = set()
         self.known_tasks: set[str] = set()
+        self.described_tasks: set[str] = set()
+        """Those that this process has told of: what it knows of their arguments may be newer than what was there."""
 
     def run(self, connection: sqlite3.Connection, group: Sequence[Operation], effects: Effects) -> list[Any]:
         """Run the group batched; return an answer per operation.
@@ -309,15 +317,16 @@ class GroupRunner:
             _find_all(connection, inserts, conflicts)
         for operation in inserts:
             effects.written_bytes += operation.size
-            if not operation.queues <= self.known_queues or not operation.tasks <= self.known_tasks:
+            if not operation.queues <= self.known_queues or not operation.tasks <= self.described_tasks:
                 self._learn_names(connection, operation, effects)
             effects.made_work |= operation.has_queued
-            effects.due(operation.first_due)
+            effects.first_due = earlier(effects.first_due, operation.first_due)
+            effects.first_limit = earlier(effects.first_limit, operation.batch.first_limit)
         return conflicts
 
     def _learn_names(self, connection: sqlite3.Connection, operation: Insert, effects: Effects) -> None:
         queues = operation.queues - self.known_queues
-        tasks = operation.tasks - self.known_tasks
+        tasks = operation.tasks - self.described_tasks
         connection.execute(SQL["insert_queue_names"], {"names": json.dumps(sorted(queues))})
         described = [[name, operation.schema_of(name)] for name in sorted(tasks)]
         connection.execute(SQL["insert_task_names"], {"names": json.dumps(described)})
@@ -333,7 +342,7 @@ class GroupRunner:
         lost = self._settle(connection, operation, effects, careful=careful) if settlement.count else []
         effects.made_work |= settlement.has_queued
         effects.finished |= settlement.has_final
-        effects.due(settlement.first_due)
+        effects.first_due = earlier(effects.first_due, settlement.first_due)
         effects.written_bytes += settlement.size
         return lost, (self._claim(connection, operation) if operation.claims else "[]")
 

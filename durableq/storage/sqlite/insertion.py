@@ -47,6 +47,8 @@ class Batch:
     special: str = "[]"
     """The others, as a JSON array of arrays."""
     claims: list[Claim] = field(default_factory=list)
+    first_limit: int | None = None
+    """The earliest moment at which one of them expires, or should be finished."""
 
 
 def batch_of(jobs: Sequence[Job[Any]]) -> Batch:
@@ -56,7 +58,8 @@ def batch_of(jobs: Sequence[Job[Any]]) -> Batch:
         return Batch(plain)
     special = [job for job in jobs if job.extras is not PLAIN]
     claims = [Claim(job) for job in special if job.extras.unique is not None or job.extras.is_idempotent]
-    return Batch(plain, rows.special_rows(special), claims)
+    limits = (limit for job in special for limit in (job.extras.expires_at, job.extras.deadline_at))
+    return Batch(plain, rows.special_rows(special), claims, min(filter(None, limits), default=None))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

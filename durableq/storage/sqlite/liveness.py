@@ -5,6 +5,7 @@ its row's ``expires_at`` (boot time) covers what still runs but hangs. Reaping b
 that was not itself held up: after any outage longer than a lease, everybody's lease has run out.
 """
 
+import platform
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from durableq.models import Lease, LeaseKey, Outcome, Reaped, Released
 from durableq.storage.protocol import Decide
 from durableq.storage.sqlite import host, rows, settling
 from durableq.storage.sqlite.statements import SQL
+from durableq.version import __version__
 
 PROCESS_DIED: Final = "the worker's process died"
 LEASE_EXPIRED: Final = "the worker's lease expired: it hung, or was stopped"
@@ -111,6 +113,9 @@ class Liveness:
         worker_id = connection.execute(SQL["register_worker"], values).lastrowid
         if worker_id is None or not self._locks.acquire(worker_id):
             raise StorageUnusable(f"the lock of the new worker {worker_id} is held by another process")
+        software = f"durableq {__version__}, Python {platform.python_version()}"
+        described = {"worker_id": worker_id, "host": platform.node(), "software": software}
+        connection.execute(SQL["describe_worker"], described)
         self.worker_id = worker_id
         return worker_id
 

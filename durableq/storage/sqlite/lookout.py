@@ -19,7 +19,7 @@ from durableq.errors import InvariantBroken
 from durableq.models import LeaseKey
 from durableq.storage.protocol import Cancel, WakeUp
 from durableq.storage.sqlite import host
-from durableq.storage.sqlite.group import Effects, GroupRunner
+from durableq.storage.sqlite.group import Effects, GroupRunner, earlier
 from durableq.storage.sqlite.replies import LoopCalls
 from durableq.storage.sqlite.statements import SQL
 
@@ -74,6 +74,8 @@ class Lookout:
         self.saw_others_at = -math.inf
         """When a commit of somebody else was last seen; monotonic seconds."""
         self._next_due: int | None = None
+        self.next_limit: int | None = None
+        """When the next job expires, or should be finished; it may be over already."""
         self._doorbells: tuple[int, ...] = ()
         self._promote_again_at = 0.0
         self._data_version: int | None = None
@@ -127,8 +129,9 @@ class Lookout:
         """After a commit of our own: remember its names and due times, wake who may have work."""
         self._runner.known_queues |= effects.new_queues
         self._runner.known_tasks |= effects.new_tasks
-        if effects.first_due is not None and (self._next_due is None or effects.first_due < self._next_due):
-            self._next_due = effects.first_due
+        self._runner.described_tasks |= effects.new_tasks
+        self._next_due = earlier(self._next_due, effects.first_due)
+        self.next_limit = earlier(self.next_limit, effects.first_limit)
         new_names = bool(effects.new_queues or effects.new_tasks)
         if effects.made_work or new_names:
             self._wake(new_names=new_names)
@@ -187,6 +190,7 @@ class Lookout:
         """Read what other connections may have changed: names, due times, workers, requests to cancel."""
         new_names = self._read_names(connection)
         self._next_due = connection.execute(SQL["next_due"]).fetchone()[0]
+        self.learn_limit(connection)
         workers = connection.execute(SQL["list_workers"]).fetchall()
         others = [(row[0], row[3]) for row in workers if row[0] not in self.own_workers]
         self.others = tuple(worker_id for worker_id, _ in others)
@@ -194,6 +198,10 @@ class Lookout:
         self.note_cancellations(connection)
         self._wake(new_names=new_names)
         self._tell_watchers()
+
+    def learn_limit(self, connection: sqlite3.Connection) -> None:
+        """Read when the next job expires, or should be finished."""
+        self.next_limit = connection.execute(SQL["next_limit"]).fetchone()[0]
 
     def _read_names(self, connection: sqlite3.Connection) -> bool:
         queues = {row[0] for row in connection.execute("SELECT name FROM durableq_queues").fetchall()}

@@ -1,4 +1,5 @@
 -- The life of a job, top to bottom. Each block says which transition it makes and which index serves it.
+-- PAUSED and BUCKET_OF(...) are written out in statements.py.
 -- Many-at-a-time only: a batch crosses to SQLite as one JSON array, because every call from Python hands over the
 -- interpreter lock. SQL as old as SQLite 3.37. Values are bound, never spliced.
 
@@ -101,6 +102,13 @@ WHERE seq IN (
 -- Index: due.
 SELECT min(run_at) FROM durableq_jobs WHERE state = 'scheduled';
 
+-- name: next_limit
+-- When the next job expires, or should be finished. Index: expiring, deadline.
+SELECT min(at) FROM (
+    SELECT min(expires_at) AS at FROM durableq_jobs WHERE expires_at IS NOT NULL
+    UNION ALL SELECT min(deadline_at) AS at FROM durableq_jobs WHERE deadline_at IS NOT NULL
+);
+
 -- name: choose_lane
 -- What one runner may claim, by priority and age. Index: claim; the early stop is a property of its sorter.
 -- (Put together once per lane, see statements.py.)
@@ -109,7 +117,7 @@ SELECT * FROM (
         max_attempts, crashes, created_at, priority, expires_at, deadline_at, settings
     FROM durableq_jobs
     WHERE state = 'queued' AND crashes = 0
-        AND queue IN (SELECT value FROM json_each(:queues))
+        AND queue IN (SELECT value FROM json_each(:queues) WHERE value NOT IN PAUSED)
         AND task IN (SELECT value FROM json_each(:tasks_LANE))
     ORDER BY priority DESC, seq
     LIMIT :limit_LANE
@@ -122,7 +130,7 @@ SELECT * FROM (
         max_attempts, crashes, created_at, priority, expires_at, deadline_at, settings
     FROM durableq_jobs
     WHERE state = 'queued' AND crashes > 0
-        AND queue IN (SELECT value FROM json_each(:queues))
+        AND queue IN (SELECT value FROM json_each(:queues) WHERE value NOT IN PAUSED)
         AND task IN (SELECT value FROM json_each(:suspect_tasks))
     ORDER BY priority DESC, seq
     LIMIT 1
@@ -178,6 +186,27 @@ FROM (
 WHERE durableq_jobs.seq = outcome.seq
     AND durableq_jobs.lease_no = outcome.lease_no
     AND durableq_jobs.state = 'running';
+
+-- name: tally
+-- Count tries by how they end, how long they ran and how long they had waited; fenced like the settle that follows.
+-- Index: primary key.
+INSERT INTO durableq_tallies (at, queue, task, measure, bucket, count)
+WITH ended AS MATERIALIZED (
+    SELECT job.queue AS queue, job.task AS task,
+        CASE json_extract(value, '$[2]')
+            WHEN 'queued' THEN 'retried' WHEN 'scheduled' THEN 'retried' ELSE json_extract(value, '$[2]')
+        END AS measure,
+        :now - job.started_at AS ran, job.started_at - job.run_at AS waited
+    FROM json_each(:outcomes)
+    JOIN durableq_jobs AS job
+        ON job.seq = json_extract(value, '$[0]') AND job.lease_no = json_extract(value, '$[1]')
+        AND job.state = 'running'
+    WHERE NOT json_extract(value, '$[3]')
+)
+SELECT :minute, queue, task, measure, BUCKET_OF(ran) AS bucket, count(*) FROM ended GROUP BY queue, task, measure, bucket
+UNION ALL
+SELECT :minute, queue, task, 'waited', BUCKET_OF(waited) AS bucket, count(*) FROM ended GROUP BY queue, task, bucket
+ON CONFLICT DO UPDATE SET count = count + excluded.count;
 
 -- name: cancel_as_asked
 -- queued | scheduled -> cancelled, for what was asked to end while it ran: it does not go back to waiting.
@@ -282,6 +311,9 @@ WHERE NOT EXISTS (
 -- name: register_worker
 INSERT INTO durableq_workers (pid, boot_id, expires_at, started_at) VALUES (:pid, :boot_id, :expires_at, :now);
 
+-- name: describe_worker
+UPDATE durableq_workers SET host = :host, software = :software WHERE id = :worker_id;
+
 -- name: renew_worker
 UPDATE durableq_workers SET expires_at = :expires_at WHERE id = :worker_id;
 
@@ -318,14 +350,6 @@ WHERE id = :id;
 SELECT holder.id, holder.unique_key FROM durableq_jobs AS job
 JOIN durableq_jobs AS holder ON holder.unique_key = json_extract(job.settings, '$.unique')
 WHERE job.id = :id;
-
--- name: retryable
--- Dead letters that may be queued again: no other job holds the unique key that they would claim. Index: failed, unique.
-SELECT id FROM durableq_jobs AS job
-WHERE state = 'dead' AND NOT EXISTS (
-    SELECT 1 FROM durableq_jobs AS holder
-    WHERE holder.unique_key = json_extract(job.settings, '$.unique') AND holder.seq <> job.seq
-)
 
 -- name: run_now
 -- scheduled -> queued, ahead of its time.
@@ -406,41 +430,50 @@ FROM durableq_attempts WHERE seq = coalesce(
 -- name: logs_of_job
 SELECT lease_no, at, message FROM durableq_logs WHERE seq = coalesce(
     (SELECT seq FROM durableq_jobs WHERE id = :id), (SELECT seq FROM durableq_aliases WHERE id = :id)
-) ORDER BY lease_no, no;
+) ORDER BY lease_no, no LIMIT -1 OFFSET :skip;
 
 -- name: audit_of_job
 SELECT at, who, action, job_id, detail FROM durableq_audit WHERE job_id IN (
     :id, (SELECT job.id FROM durableq_aliases AS alias JOIN durableq_jobs AS job USING (seq) WHERE alias.id = :id)
 ) ORDER BY seq;
 
--- name: count_live
--- Index: claim, suspect, due, running; none of them holds a finished row.
-SELECT 'queued', (SELECT count(*) FROM durableq_jobs WHERE state = 'queued' AND crashes = 0)
-    + (SELECT count(*) FROM durableq_jobs WHERE state = 'queued' AND crashes > 0)
-UNION ALL SELECT 'scheduled', (SELECT count(*) FROM durableq_jobs WHERE state = 'scheduled')
-UNION ALL SELECT 'running', (SELECT count(*) FROM durableq_jobs WHERE state = 'running');
-
--- name: count_finished
--- Index: finished.
-SELECT state, count(*) FROM durableq_jobs WHERE finished_at IS NOT NULL GROUP BY state;
+-- name: count_states
+-- Each state counted up to a limit. Index: claim, suspect, due, running, finished.
+SELECT 'queued', count(*) FROM (
+    SELECT 1 FROM (
+        SELECT 1 FROM durableq_jobs WHERE state = 'queued' AND crashes = 0
+        UNION ALL SELECT 1 FROM durableq_jobs WHERE state = 'queued' AND crashes > 0
+    ) LIMIT :at_most
+)
+UNION ALL SELECT 'scheduled', count(*) FROM (SELECT 1 FROM durableq_jobs WHERE state = 'scheduled' LIMIT :at_most)
+UNION ALL SELECT 'running', count(*) FROM (SELECT 1 FROM durableq_jobs WHERE state = 'running' LIMIT :at_most)
+UNION ALL SELECT 'succeeded', count(*) FROM (
+    SELECT 1 FROM durableq_jobs WHERE finished_at IS NOT NULL AND state = 'succeeded' LIMIT :at_most
+)
+UNION ALL SELECT 'dead', count(*) FROM (
+    SELECT 1 FROM durableq_jobs WHERE finished_at IS NOT NULL AND state = 'dead' LIMIT :at_most
+)
+UNION ALL SELECT 'cancelled', count(*) FROM (
+    SELECT 1 FROM durableq_jobs WHERE finished_at IS NOT NULL AND state = 'cancelled' LIMIT :at_most
+);
 
 -- name: runnable
--- Whether anything queued, running or due is left among these tasks. Index: claim, suspect, running, due.
+-- Whether anything queued, running or due is left among these tasks, in queues that are not paused. Index: claim, suspect, running, due.
 SELECT EXISTS (
     SELECT 1 FROM durableq_jobs WHERE state = 'queued' AND crashes = 0
-        AND queue IN (SELECT value FROM json_each(:queues)) AND task IN (SELECT value FROM json_each(:tasks))
+        AND queue IN (SELECT value FROM json_each(:queues) WHERE value NOT IN PAUSED) AND task IN (SELECT value FROM json_each(:tasks))
 ) OR EXISTS (
     SELECT 1 FROM durableq_jobs WHERE state = 'queued' AND crashes > 0
-        AND queue IN (SELECT value FROM json_each(:queues)) AND task IN (SELECT value FROM json_each(:tasks))
+        AND queue IN (SELECT value FROM json_each(:queues) WHERE value NOT IN PAUSED) AND task IN (SELECT value FROM json_each(:tasks))
 ) OR EXISTS (
     SELECT 1 FROM durableq_jobs WHERE state = 'running'
 ) OR EXISTS (
     SELECT 1 FROM durableq_jobs WHERE state = 'scheduled' AND run_at <= :now
-        AND queue IN (SELECT value FROM json_each(:queues)) AND task IN (SELECT value FROM json_each(:tasks))
+        AND queue IN (SELECT value FROM json_each(:queues) WHERE value NOT IN PAUSED) AND task IN (SELECT value FROM json_each(:tasks))
 );
 
--- name: longest_due
--- Since when the job has been due that has waited longest among those that are next in their queue and task. Goes from
+-- name: oldest_due
+-- By queue: since when the job has been due that has waited longest among those that are next of their task. Goes from
 -- the first job of one queue and task to that of the next. Index: claim.
 WITH RECURSIVE head(seq) AS (
     SELECT * FROM (
@@ -459,7 +492,76 @@ WITH RECURSIVE head(seq) AS (
     )) FROM head JOIN durableq_jobs AS here ON here.seq = head.seq
     LIMIT 1000
 )
-SELECT min(run_at) FROM head JOIN durableq_jobs USING (seq);
+SELECT queue, min(run_at), queue IN PAUSED FROM head JOIN durableq_jobs USING (seq) GROUP BY queue;
+
+-- name: queue_reports
+-- Of each queue: what waits, up to a limit, what runs, and since when and by whom it is paused. Index: claim, suspect,
+-- running.
+WITH suspects AS MATERIALIZED (
+    SELECT queue, count(*) AS number FROM durableq_jobs WHERE state = 'queued' AND crashes > 0 GROUP BY queue
+), busy AS MATERIALIZED (
+    SELECT queue, count(*) AS number FROM durableq_jobs WHERE state = 'running' GROUP BY queue
+)
+SELECT known.name,
+    (SELECT count(*) FROM (
+        SELECT 1 FROM durableq_jobs WHERE state = 'queued' AND crashes = 0 AND queue = known.name LIMIT :one_more
+    )) + coalesce((SELECT number FROM suspects WHERE queue = known.name), 0),
+    coalesce((SELECT number FROM busy WHERE queue = known.name), 0),
+    known.paused_at, known.paused_by
+FROM durableq_queues AS known ORDER BY known.name;
+
+-- name: pause_queue
+INSERT INTO durableq_queues (name, paused_at, paused_by) VALUES (:queue, :now, :who)
+ON CONFLICT (name) DO UPDATE SET paused_at = excluded.paused_at, paused_by = excluded.paused_by
+WHERE paused_at IS NULL;
+
+-- name: resume_queue
+UPDATE durableq_queues SET paused_at = NULL, paused_by = NULL WHERE name = :queue AND paused_at IS NOT NULL;
+
+-- name: worker_reports
+-- Every process, and how many jobs it holds. Index: running.
+SELECT worker.id, worker.pid, worker.boot_id, worker.expires_at, worker.started_at, worker.host, worker.software,
+    (SELECT count(*) FROM durableq_jobs WHERE state = 'running' AND worker_id = worker.id)
+FROM durableq_workers AS worker ORDER BY worker.started_at, worker.id;
+
+-- name: dead_letters
+-- The newest dead jobs by task and type of error. Index: failed.
+SELECT kind.task, kind.error_type, kind.number, kind.first_at, kind.last_at, latest.id, latest.error_message
+FROM (
+    SELECT task, error_type, count(*) AS number, min(finished_at) AS first_at, max(finished_at) AS last_at,
+        max(seq) AS latest_seq
+    FROM (
+        SELECT seq, task, error_type, finished_at FROM durableq_jobs WHERE state = 'dead' ORDER BY seq DESC LIMIT :look_at
+    )
+    GROUP BY task, error_type
+) AS kind
+JOIN durableq_jobs AS latest ON latest.seq = kind.latest_seq
+ORDER BY kind.number DESC, kind.last_at DESC;
+
+-- name: tallies
+-- Index: primary key.
+SELECT at / :step * :step AS begin, queue, task, measure, bucket, sum(count) FROM durableq_tallies
+WHERE at >= :since AND (:queue IS NULL OR queue = :queue) AND (:task IS NULL OR task = :task)
+GROUP BY begin, queue, task, measure, bucket;
+
+-- name: condense_tallies
+-- Sums up those before some moment by a longer span; `drop_condensed` follows.
+INSERT INTO durableq_tallies (at, queue, task, measure, bucket, count)
+SELECT at / :span * :span AS begin, queue, task, measure, bucket, sum(count) FROM durableq_tallies
+WHERE at < :before AND at % :span <> 0
+GROUP BY begin, queue, task, measure, bucket
+ON CONFLICT DO UPDATE SET count = count + excluded.count;
+
+-- name: drop_condensed
+DELETE FROM durableq_tallies WHERE at < :before AND at % :span <> 0;
+
+-- name: drop_tallies
+DELETE FROM durableq_tallies WHERE at < :before;
+
+-- name: audit
+-- Index: primary key.
+SELECT at, who, action, job_id, detail, seq FROM durableq_audit
+WHERE :cursor IS NULL OR seq < :cursor ORDER BY seq DESC LIMIT :limit;
 
 -- name: live_tasks
 -- Names with jobs that wait to be claimed. Index: claim, suspect.

@@ -5,28 +5,25 @@ import json
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from durableq.clock import SECOND, Clock, from_datetime, to_micros
-from durableq.encryption import Payloads, Rewrite
+from durableq.clock import Clock, from_datetime, to_micros
+from durableq.encryption import Rewrite
 from durableq.errors import DurableQError, InvariantBroken, JobConflict, QueueNotRunning
 from durableq.models import (
-    Attempt,
-    AuditEntry,
     ClaimRequest,
     Job,
     JobFilter,
     JobState,
     Lease,
     LeaseKey,
-    LogLine,
     Names,
     Outcome,
     Overdue,
-    Page,
     Reaped,
     Succeeded,
 )
@@ -43,28 +40,29 @@ from durableq.storage.protocol import (
     StorageCondition,
     WakeUp,
 )
-from durableq.storage.sqlite import host, insertion, payloads, rows, settling, transitions, versions
+from durableq.storage.sqlite import host, insertion, payloads, rows, searching, settling, transitions, versions
 from durableq.storage.sqlite.checkpoint import WAL_ALARM_BYTES
 from durableq.storage.sqlite.connection import Location, size_of
 from durableq.storage.sqlite.doorbells import Doorbells
 from durableq.storage.sqlite.group import Addition, Exchange, Transact, make_insert
 from durableq.storage.sqlite.handover import HandOver
 from durableq.storage.sqlite.liveness import LeaseNumbers, Liveness, Renewal, Watch
+from durableq.storage.sqlite.looking import Looking
 from durableq.storage.sqlite.lookout import Listener
 from durableq.storage.sqlite.reader import Reader
 from durableq.storage.sqlite.replies import FutureReply, Later, Reply, ThreadReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
-from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.writer import Writer
 
 logger = logging.getLogger("durableq.storage")
 
 T = TypeVar("T")
 
-RETRY_AT_ONCE: Final = 100
+AT_ONCE: Final = 100
+"""Jobs that people change together, in one transaction."""
 
 
-class SqliteStorage:
+class SqliteStorage(Looking):
     """One queue's access to a SQLite file. See `durableq.storage.protocol.Storage` for what each verb promises."""
 
     def __init__(self, location: Location, clock: Clock, options: QueueOptions) -> None:
@@ -152,10 +150,6 @@ class SqliteStorage:
             log_bytes_alarm=WAL_ALARM_BYTES,
         )
 
-    async def longest_wait(self) -> float | None:
-        [(due,)] = await self._reader.fetch(SQL["longest_due"])
-        return None if due is None else max(self._clock.wall() - due, 0) / SECOND
-
     async def register(self, wake_up: WakeUp | None, cancel: Cancel | None = None) -> int:
         writer = self._writer
 
@@ -217,6 +211,19 @@ class SqliteStorage:
     def before_adding(self, call: Callable[[], None] | None) -> None:
         self._outgoing.before_adding = call
 
+    @property
+    def is_alone(self) -> bool:
+        lookout = self._writer.lookout
+        return not lookout.others and lookout.own_workers <= {self._liveness.worker_id}
+
+    @property
+    def next_limit(self) -> int | None:
+        return self._writer.lookout.next_limit
+
+    @property
+    def has_no_audience(self) -> bool:
+        return not self._watchers and self._opened is not None and not self._opened.lookout.others
+
     def exchange(
         self, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None, notes: Notes = NO_NOTES
     ) -> Awaitable[Exchanged]:
@@ -274,16 +281,25 @@ class SqliteStorage:
             host.remove_doorbells(self._location.directory, worker.worker_id)
         return reaped
 
-    async def state_of_lease(self, lease: Lease) -> JobState | None:
-        found = await self._reader.fetch(SQL["state_of_lease"], {"seq": lease.seq, "lease_no": lease.lease_no})
-        return JobState(found[0][0]) if found else None
-
     async def give_up_overdue(self, decide: DecideLate, limit: int) -> Overdue:
-        run = partial(transitions.give_up_overdue, decide=decide, now=self._clock.wall(), limit=limit)
-        return await self._transact(run, finishes=bool)
+        lookout, now = self._writer.lookout, self._clock.wall()
+
+        def give_up(connection: sqlite3.Connection) -> Overdue:
+            late = transitions.give_up_overdue(connection, decide, now, limit)
+            lookout.learn_limit(connection)
+            return late
+
+        try:
+            return await self._transact(give_up, finishes=bool)
+        except BaseException:
+            lookout.learn_again()  # what was read may not have been committed
+            raise
 
     async def drop_results(self, limit: int) -> int:
         return await self._transact(partial(transitions.drop_results, now=self._clock.wall(), limit=limit))
+
+    async def condense_tallies(self, now: datetime) -> None:
+        await self._transact(partial(transitions.condense_tallies, now=int(now.timestamp())))
 
     async def prune(self, state: JobState, before: datetime, limit: int) -> int:
         run = partial(transitions.prune, state=state, before=from_datetime(before), limit=limit)
@@ -293,22 +309,6 @@ class SqliteStorage:
 
     def names(self) -> Names:
         return Names(*self._writer.known_names)
-
-    async def get(self, job_id: str) -> Job[Any] | None:
-        found = await self._reader.fetch(f"{SQL['job_columns']} {SQL['by_id']}", {"id": job_id})
-        return rows.job_from_row(found[0]) if found else None
-
-    async def attempts(self, job_id: str) -> list[Attempt]:
-        found = await self._reader.fetch(SQL["attempts_of_job"], {"id": job_id})
-        return [rows.attempt_from_row(row) for row in found]
-
-    async def logs(self, job_id: str) -> list[LogLine]:
-        found = await self._reader.fetch(SQL["logs_of_job"], {"id": job_id})
-        return [rows.log_from_row(row) for row in found]
-
-    async def finished_among(self, job_ids: Collection[str]) -> set[str]:
-        found = await self._reader.fetch(SQL["finished_among"], {"ids": json.dumps(list(job_ids))})
-        return {row[0] for row in found}
 
     def watch(self, look: Callable[[], None]) -> Callable[[], None]:
         self._watchers.add(look)
@@ -329,61 +329,62 @@ class SqliteStorage:
         for look in tuple(self._watchers):
             look()
 
-    async def find(self, where: JobFilter, *, cursor: int | None, limit: int) -> Page:
-        conditions, values = transitions.filter_sql(where)
-        if cursor is not None:
-            conditions += " AND seq < :cursor"
-            values["cursor"] = cursor
-        sql = f"{SQL['job_columns']} WHERE true{conditions} ORDER BY seq DESC LIMIT :limit"
-        found = await self._reader.fetch(sql, values | {"limit": limit + 1})
-        page = found[:limit]
-        next_cursor = page[-1][-1] if len(found) > limit else None
-        return Page([rows.job_from_row(row) for row in page], next_cursor)
-
-    async def counts(self) -> dict[JobState, int]:
-        live = await self._reader.fetch(SQL["count_live"])
-        finished = await self._reader.fetch(SQL["count_finished"])
-        found = {JobState(state): count for state, count in [*live, *finished]}
-        return {state: found.get(state, 0) for state in JobState}
-
-    async def has_runnable(self, queues: Collection[str], tasks: Collection[str]) -> bool:
-        values = {"queues": json.dumps(list(queues)), "tasks": json.dumps(list(tasks)), "now": self._clock.wall()}
-        found = await self._reader.fetch(SQL["runnable"], values)
-        return bool(found[0][0])
-
-    async def audit_trail(self, job_id: str) -> list[AuditEntry]:
-        found = await self._reader.fetch(SQL["audit_of_job"], {"id": job_id})
-        return [rows.audit_from_row(row) for row in found]
-
     # -- by hand -------------------------------------------------------------------------------------------
 
     async def retry(self, job_id: str, *, who: str, args_json: str | None = None) -> Job[Any]:
         run = partial(transitions.retry, job_id=job_id, now=self._clock.wall(), who=who, args_json=args_json)
-        return await self._transact(run, makes_work=_always)
+        job = await self._transact(run, makes_work=_always)
+        self._writer.lookout.learn_again()  # its limits begin anew
+        return job
 
     async def retry_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
-        retried = 0
-        while retried < limit:  # in pieces, so that no transaction of people holds up those of jobs
-            piece = min(RETRY_AT_ONCE, limit - retried)
-            run = partial(transitions.retry_matching, where=where, now=self._clock.wall(), who=who, limit=piece)
-            found = await self._transact(run, makes_work=_always)
-            retried += found
-            if found < piece:
-                break
-        return retried
+        act = partial(transitions.retry, who=who, args_json=None)
+        return await self._to_each(
+            replace(where, state=JobState.DEAD), act, searching.RETRYABLE, limit=limit, makes_work=bool
+        )
 
     async def cancel(self, job_id: str, *, who: str) -> Job[Any]:
         run = partial(transitions.cancel, job_id=job_id, now=self._clock.wall(), who=who)
         return await self._transact(run, finishes=_always, cancels=True)
 
+    async def cancel_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
+        act = partial(transitions.cancel_once, who=who)
+        return await self._to_each(where, act, searching.UNFINISHED, limit=limit, finishes=bool, cancels=True)
+
     async def delete(self, job_id: str, *, who: str) -> None:
         await self._transact(partial(transitions.delete, job_id=job_id, now=self._clock.wall(), who=who))
 
-    # -- encrypted payloads --------------------------------------------------------------------------------
+    async def delete_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
+        act = partial(transitions.delete, who=who)
+        return await self._to_each(where, act, searching.FINISHED, limit=limit)
 
-    async def payloads(self, prefix: str, *, after: int, limit: int) -> list[Payloads]:
-        values = {"prefix": prefix, "after": after, "limit": limit, "characters": payloads.READ_AT_ONCE}
-        return [Payloads._make(row) for row in await self._reader.fetch(SQL["payloads"], values)]
+    async def pause(self, queue: str, *, who: str) -> None:
+        await self._transact(partial(transitions.pause, queue=queue, now=self._clock.wall(), who=who))
+        self._writer.lookout.learn_again()  # its name may be new
+
+    async def resume(self, queue: str, *, who: str) -> None:
+        run = partial(transitions.resume, queue=queue, now=self._clock.wall(), who=who)
+        await self._transact(run, makes_work=bool)
+
+    async def _to_each(self, where: JobFilter, act: transitions.Act, hint: str, *, limit: int, **follows: Any) -> int:
+        """Do something to each job that matches, oldest first, in pieces, so that none holds up the jobs of others.
+
+        They are looked for by a reader; the writer only asks again whether those it is given still match.
+        """
+        done, after = 0, 0
+        while done < limit:
+            query = searching.oldest_first(where, hint, after=after, limit=min(AT_ONCE, limit - done))
+            found = await self._reader.fetch(*query)
+            if not found:
+                break
+            after = found[-1][0]
+            seqs = json.dumps([seq for seq, _ in found])
+            run = partial(transitions.to_each, where=where, seqs=seqs, act=act, now=self._clock.wall())
+            done += await self._transact(run, **follows)
+        self._writer.lookout.learn_again()
+        return done
+
+    # -- encrypted payloads --------------------------------------------------------------------------------
 
     async def rewrite(self, args: Sequence[Rewrite], results: Sequence[Rewrite]) -> tuple[int, int]:
         return await self._transact(partial(payloads.rewrite, args=args, results=results))
@@ -400,8 +401,9 @@ class SqliteStorage:
         return (yield from insertion.insertion(batch))
 
     def completing(self, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]) -> Plan[None]:
-        settlement = settling.settlement_of([(lease, Succeeded(result_json))], self._clock.wall())
-        if not (yield from settling.completion(settlement)):
+        now = self._clock.wall()
+        settlement = settling.settlement_of([(lease, Succeeded(result_json))], now)
+        if not (yield from settling.completion(settlement, now)):
             raise JobConflict(lease.id, "no longer this attempt's", wanted=("running",), action="complete")
         if follow_ups:
             batch = insertion.batch_of(follow_ups)

@@ -7,20 +7,31 @@ queue: see `settling.exactly`.
 import contextlib
 import json
 import sqlite3
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from durableq.clock import from_datetime
 from durableq.codec import checksum
 from durableq.errors import DuplicateJob, JobConflict, JobNotFound
 from durableq.models import Job, JobFilter, JobState, Lease, Overdue
 from durableq.storage.protocol import DecideLate
 from durableq.storage.sqlite import rows
+from durableq.storage.sqlite.searching import matching
 from durableq.storage.sqlite.settling import exactly, numbers_in
 from durableq.storage.sqlite.statements import SQL
 
 _RESTARTABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SCHEDULED)
 _CANCELLABLE: Final = (JobState.QUEUED, JobState.SCHEDULED, JobState.BLOCKED, JobState.RUNNING)
 _DELETABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SUCCEEDED)
+_NO_JOB: Final = ""
+_HOUR: Final = 3600
+CONDENSED: Final = ((6 * _HOUR + 1800, 900), (25 * _HOUR, _HOUR))
+"""Tallies that are so old, in seconds, are kept by so long a span: charts of that age have no finer steps."""
+TALLIES_KEPT: Final = 8 * 24 * _HOUR
+
+
+class Act(Protocol):
+    """What is done to a job."""
+
+    def __call__(self, connection: sqlite3.Connection, job_id: str, *, now: int) -> object: ...
 
 
 def retry(connection: sqlite3.Connection, job_id: str, *, now: int, who: str, args_json: str | None) -> Job[Any]:
@@ -44,17 +55,19 @@ def retry(connection: sqlite3.Connection, job_id: str, *, now: int, who: str, ar
     return _get(connection, before.id)
 
 
-def retry_matching(connection: sqlite3.Connection, where: JobFilter, *, now: int, who: str, limit: int) -> int:
-    """dead -> queued for those that match, the oldest first. One whose unique key another job holds stays dead."""
-    conditions, values = filter_sql(where)
-    sql = f"{SQL['retryable']}{conditions} ORDER BY seq LIMIT :limit"
-    retried = 0
-    while ids := [row[0] for row in connection.execute(sql, values | {"limit": limit - retried}).fetchall()]:
-        for job_id in ids:
-            with contextlib.suppress(DuplicateJob):  # one before it has taken the key of both: not found again
-                retry(connection, job_id, now=now, who=who, args_json=None)
-                retried += 1
-    return retried
+def to_each(connection: sqlite3.Connection, where: JobFilter, *, seqs: str, act: "Act", now: int) -> int:
+    """Do something to each of these jobs that still matches; return to how many it was done.
+
+    One whose unique key another job holds stays as it is, and so does one that has ended meanwhile.
+    """
+    conditions, values = matching(where)
+    sql = f"SELECT id FROM durableq_jobs WHERE seq IN (SELECT value FROM json_each(:seqs)){conditions} ORDER BY seq"
+    done = 0
+    for (job_id,) in connection.execute(sql, values | {"seqs": seqs}).fetchall():
+        with contextlib.suppress(DuplicateJob, JobConflict):
+            act(connection, job_id, now=now)
+            done += 1
+    return done
 
 
 def cancel(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -> Job[Any]:
@@ -70,6 +83,14 @@ def cancel(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -
         connection.execute(SQL["note_end"], {"seqs": f"[{_seq(connection, before.id)}]"})
     _audit(connection, now, who, "cancel", before.id, {"was": before.state})
     return _get(connection, before.id)
+
+
+def cancel_once(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -> None:
+    """The same, but for a job whose end was asked for already. Raises `JobConflict`."""
+    before = _require(connection, job_id, _CANCELLABLE, "cancel")
+    if before.cancel_requested:
+        raise JobConflict(job_id, before.state, wanted=_CANCELLABLE, action="cancel again")
+    cancel(connection, job_id, now=now, who=who)
 
 
 def delete(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -> None:
@@ -110,32 +131,27 @@ def prune(connection: sqlite3.Connection, state: JobState, before: int, limit: i
     return pruned
 
 
-def filter_sql(where: JobFilter) -> tuple[str, dict[str, Any]]:
-    """Return a filter as conditions to append after a WHERE, and their values."""
-    values = {
-        "task": where.task,
-        "queue": where.queue,
-        "error_type": where.error_type,
-    }
-    bounds = {
-        "created_at >= ": ("created_after", where.created_after),
-        "created_at < ": ("created_before", where.created_before),
-        "finished_at >= ": ("finished_after", where.finished_after),
-        "finished_at < ": ("finished_before", where.finished_before),
-    }
-    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
-    conditions = [f"{name} = :{name}" for name in given]
-    if where.tag is not None:
-        conditions.append("tags IS NOT NULL AND :tag IN (SELECT value FROM json_each(tags))")
-        given["tag"] = where.tag
-    if where.state is not None:
-        # Spelt out: SQLite uses a partial index only for a condition that it can read when it prepares.
-        conditions.insert(0, f"state = '{JobState(where.state).value}'")
-    for comparison, (name, moment) in bounds.items():
-        if moment is not None:
-            conditions.append(f"{comparison}:{name}")
-            given[name] = from_datetime(moment)
-    return "".join(f" AND {condition}" for condition in conditions), given
+def condense_tallies(connection: sqlite3.Connection, now: int) -> None:
+    """Tallies of longer ago -> fewer of them. ``now`` in seconds."""
+    for age, span in CONDENSED:
+        values = {"before": (now - age) // span * span, "span": span}
+        connection.execute(SQL["condense_tallies"], values)
+        connection.execute(SQL["drop_condensed"], values)
+    connection.execute(SQL["drop_tallies"], {"before": now - TALLIES_KEPT})
+
+
+def pause(connection: sqlite3.Connection, *, queue: str, now: int, who: str) -> None:
+    """A queue that runs -> paused."""
+    if connection.execute(SQL["pause_queue"], {"queue": queue, "now": now, "who": who}).rowcount:
+        _audit(connection, now, who, "pause", _NO_JOB, {"queue": queue})
+
+
+def resume(connection: sqlite3.Connection, *, queue: str, now: int, who: str) -> bool:
+    """A paused queue -> running. Return whether it was paused."""
+    was_paused = connection.execute(SQL["resume_queue"], {"queue": queue}).rowcount > 0
+    if was_paused:
+        _audit(connection, now, who, "resume", _NO_JOB, {"queue": queue})
+    return was_paused
 
 
 def _require(connection: sqlite3.Connection, job_id: str, states: tuple[JobState, ...], action: str) -> Job[Any]:

@@ -1,0 +1,178 @@
+"""What a queue did lately, from the tallies that settling jobs keeps: throughput, and how long jobs waited and ran.
+
+A tally counts the tries of one minute, queue and task that ended in one way, or waited, by how long that took. Times
+are known by the bucket they fell in, so that a quantile is exact to its bucket (1, 2, 5, 10, 20, 50... ms) and
+interpolated within it.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal, NamedTuple
+
+Measure = Literal["succeeded", "retried", "dead", "cancelled", "waited"]
+"""How a try ended, counted by how long it ran; or ``waited``: a try by how long it had been due before it started."""
+
+BUCKETS: Final[tuple[float, ...]] = tuple(
+    mantissa * 10.0**exponent for exponent in range(-3, 4) for mantissa in (1, 2, 5)
+)
+"""Upper ends in seconds, from 1 ms to 5,000 s; what took longer is in one further bucket."""
+ENDINGS: Final[tuple[Measure, ...]] = ("succeeded", "retried", "dead", "cancelled")
+
+
+class Tally(NamedTuple):
+    """So many tries of one kind."""
+
+    at: int
+    """Begin of the span, in seconds since the epoch."""
+    queue: str
+    task: str
+    measure: Measure
+    bucket: int
+    """The number of the first of `BUCKETS` that is not smaller; their count for what is beyond all."""
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Tries that ended in some span of time. Durations in seconds; None when there was no try."""
+
+    succeeded: int = 0
+    retried: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    wait_p50: float | None = None
+    wait_p95: float | None = None
+    run_p50: float | None = None
+    run_p95: float | None = None
+
+    @property
+    def ended(self) -> int:
+        """All tries."""
+        return self.succeeded + self.retried + self.dead + self.cancelled
+
+    @property
+    def success_share(self) -> float | None:
+        """Of the tries that succeeded or failed, the share that succeeded; None when there was none."""
+        judged = self.succeeded + self.retried + self.dead
+        return self.succeeded / judged if judged else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One step of a history."""
+
+    at: datetime
+    """Its begin."""
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFigures:
+    """The figures of one task in the whole window."""
+
+    task: str
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueFigures:
+    """The figures of one queue in the whole window."""
+
+    queue: str
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What happened in a window of time, in steps of equal length, the earliest first. Steps in which nothing
+    happened are there too."""
+
+    step: timedelta
+    points: Sequence[Point]
+    total: Figures
+    tasks: Sequence[TaskFigures]
+    """Tasks of which a try ended, those with the most dead and retried ones first."""
+    queues: Sequence[QueueFigures]
+
+
+def step_of(window: timedelta) -> timedelta:
+    """Return the step in which a window is shown: a minute up to three hours, then a 90th or so of it."""
+    for minutes in (1, 5, 15, 60, 120, 360):
+        if window <= timedelta(minutes=minutes * 180):
+            return timedelta(minutes=minutes)
+    return timedelta(days=1)
+
+
+def history_of(tallies: Iterable[Tally], until: datetime, window: timedelta) -> History:
+    """Sum up tallies. The window ends with the step that ``until`` lies in."""
+    step = step_of(window)
+    seconds = int(step.total_seconds())
+    last = int(until.timestamp()) // seconds * seconds
+    starts = range(last - seconds * (math.ceil(window / step) - 1), last + 1, seconds)
+    total, by_start = _Sum(), defaultdict[int, _Sum](_Sum)
+    by_task, by_queue = defaultdict[str, _Sum](_Sum), defaultdict[str, _Sum](_Sum)
+    for tally in tallies:
+        if tally.at >= starts[0]:
+            for one in (total, by_start[tally.at // seconds * seconds], by_task[tally.task], by_queue[tally.queue]):
+                one.add(tally)
+    empty = _Sum()
+    return History(
+        step=step,
+        points=[
+            Point(at=datetime.fromtimestamp(start, UTC), figures=by_start.get(start, empty).figures())
+            for start in starts
+        ],
+        total=total.figures(),
+        tasks=sorted(
+            (TaskFigures(task=task, figures=one.figures()) for task, one in by_task.items()),
+            key=lambda one: (-one.figures.dead, -one.figures.retried, -one.figures.ended, one.task),
+        ),
+        queues=sorted(
+            (QueueFigures(queue=queue, figures=one.figures()) for queue, one in by_queue.items()),
+            key=lambda one: one.queue,
+        ),
+    )
+
+
+def quantile(buckets: Counter[int], share: float) -> float | None:
+    """Return, in seconds, what ``share`` of the counted did not exceed: interpolated within its bucket.
+
+    None when nothing was counted. Beyond the last bucket the answer is its lower end: "at least".
+    """
+    wanted = share * buckets.total()
+    if not wanted:
+        return None
+    below = 0
+    for bucket in sorted(buckets):
+        if below + buckets[bucket] >= wanted:
+            low = BUCKETS[bucket - 1] if bucket else 0.0
+            high = BUCKETS[bucket] if bucket < len(BUCKETS) else low
+            return low + (high - low) * (wanted - below) / buckets[bucket]
+        below += buckets[bucket]
+    return None
+
+
+class _Sum:
+    def __init__(self) -> None:
+        self._ended = Counter[Measure]()
+        self._ran = Counter[int]()
+        self._waited = Counter[int]()
+
+    def add(self, tally: Tally) -> None:
+        if tally.measure == "waited":
+            self._waited[tally.bucket] += tally.number
+        else:
+            self._ended[tally.measure] += tally.number
+            self._ran[tally.bucket] += tally.number
+
+    def figures(self) -> Figures:
+        return Figures(
+            **{ending: self._ended[ending] for ending in ENDINGS},
+            wait_p50=quantile(self._waited, 0.5),
+            wait_p95=quantile(self._waited, 0.95),
+            run_p50=quantile(self._ran, 0.5),
+            run_p95=quantile(self._ran, 0.95),
+        )

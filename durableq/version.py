@@ -1,0 +1,3 @@
+"""The version of durableq, where everything can import it."""
+
+__version__ = "0.1.0"
