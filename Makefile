@@ -6,7 +6,8 @@ FLOOR := .venv-floor
 PORT ?= 8000
 SEED ?= 1
 
-.PHONY: help demo payments run test test-floor check format bench bench-peers torture mutate audit strace clean
+.PHONY: help demo payments run test test-floor check format bench bench-peers torture mutate screenshots audit strace \
+	chromium clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,7 +21,7 @@ payments: $(VENV)/ready ## Watch orders and their callbacks balance, whatever th
 run: $(VENV)/ready ## Serve the sign-up example on http://127.0.0.1:$(PORT)
 	@$(BIN)/python -m examples.signup --port $(PORT)
 
-test: $(VENV)/ready strace test-floor ## Run the tests, on the newest FastAPI and on the oldest supported
+test: $(VENV)/ready strace chromium test-floor ## Run the tests, on the newest FastAPI and on the oldest supported
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
 
 test-floor: $(FLOOR)/ready
@@ -55,11 +56,18 @@ mutate: $(VENV)/ready ## Put small faults in, and see whether a test notices; GR
 	$(BIN)/pip install --quiet --disable-pip-version-check --group mutation
 	$(BIN)/python -m tests.mutation $(GROUP)
 
+screenshots: $(VENV)/ready chromium ## Take the pictures of the dashboard that the documents show
+	$(BIN)/python -m tests.dashboard.screenshots
+
 audit: $(VENV)/ready ## Look up known vulnerabilities of what is installed
 	$(BIN)/pip-audit --skip-editable
 
 strace: # Where it is missing and cannot be installed, the checks that need it are skipped, and say so.
 	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y strace; } >/dev/null 2>&1 || true
+
+chromium: # Likewise for the dashboard's tests.
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \
+		>/dev/null 2>&1 || true
 
 clean: ## Remove what the targets above made
 	rm -rf $(VENV) $(FLOOR) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -11,7 +11,7 @@ import tempfile
 import textwrap
 import time
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
@@ -20,9 +20,13 @@ from durableq.encryption import Rotation, new_key
 from durableq.torture.checks import CHECKS
 from durableq.torture.verdicts import FULL, QUICK, Check, Sizes, Verdict
 
+if TYPE_CHECKING:
+    from durableq.fastapi.principals import Role
+
 app: Final = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _NAMES: Final = [one.name for one in CHECKS]
 _TOLD_AT_MOST: Final = 20
+_ROLES: Final = ("read", "operate", "admin")
 
 
 @app.callback()
@@ -90,6 +94,40 @@ def rotate_keys(
             f"{rotation.unreadable:,} could not be read: a key is missing, or they are damaged; they stay as they are."
         )
     raise typer.Exit(1 if rotation.unreadable else 0)
+
+
+@app.command()
+def dashboard(
+    *,
+    db: Annotated[Path, typer.Option("--db", help="The queue's SQLite file. Arguments may be encrypted: see new-key.")],
+    host: Annotated[str, typer.Option(help="Where to listen. Others than this machine need --allow-network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    role: Annotated[str, typer.Option(help=f"What whoever opens it may do: {', '.join(_ROLES)}.")] = "admin",
+    allow_network: Annotated[
+        bool, typer.Option("--allow-network", help="Let other machines in, over plain HTTP.")
+    ] = False,
+) -> None:
+    """Look at a queue in the browser, beside the application or without it. Runs no jobs.
+
+    Prints an address that lets one browser in, once. Needs 'durableq[dashboard]' and uvicorn. Ends with Ctrl-C.
+    """
+    if role not in _ROLES:
+        raise typer.BadParameter(f"expected one of {', '.join(_ROLES)}, got {role!r}", param_hint="--role")
+    try:
+        from durableq.dashboard.standalone import serve
+
+        serve(db, host=host, port=port, role=cast("Role", role), allow_network=allow_network, tell=_tell_address)
+    except DurableQError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:  # as it was told to end it
+        print()
+
+
+def _tell_address(address: str) -> None:
+    print(f"The dashboard is at\n\n  {address}\n\nThe address works once. Ctrl-C ends it.", flush=True)
 
 
 async def _rotated(database: Path) -> Rotation:

@@ -277,6 +277,9 @@ class Worker:
         self._is_setting_out = True  # what is called on the way may add jobs, and must not set out a second time
         try:
             self._trip = self._new_trip()
+        except BaseException:
+            self._is_claiming = False
+            raise
         finally:
             self._is_setting_out = False
         return self._trip

@@ -1,11 +1,13 @@
 """``python -m durableq``: what an operator types, and reads."""
 
 import asyncio
+import signal
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -83,7 +85,7 @@ def test_rotate_keys_of_a_file_that_is_not_there_makes_none(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["torture", "new-key", "rotate-keys"])
+@pytest.mark.parametrize("command", ["torture", "new-key", "rotate-keys", "dashboard"])
 def test_every_command_explains_itself(command: str) -> None:
     ran = runner.invoke(app, [command, "--help"])
     assert ran.exit_code == 0
@@ -95,3 +97,47 @@ def test_without_typer_the_command_says_what_to_install() -> None:
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert "pip install 'durableq[cli]'" in ran.stderr
+
+
+# -- the dashboard -------------------------------------------------------------------------------------------
+
+
+def test_the_dashboard_prints_an_address_that_opens_and_ends_with_an_interrupt(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "durableq", "dashboard", "--db", str(stored_in_clear(tmp_path / "jobs.db"))]
+    with subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = next(line.strip() for line in process.stdout if "http://" in line)
+        with build_opener(HTTPCookieProcessor()).open(address, timeout=20) as page:
+            assert "Overview" in page.read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--db", "nothing.db"], "there is no 'nothing.db'"),
+        (["--db", "jobs.db", "--host", "0.0.0.0"], "can be reached from other machines"),
+        (["--db", "jobs.db", "--role", "boss"], "expected one of read, operate, admin, got 'boss'"),
+    ],
+)
+def test_what_the_dashboard_cannot_do_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], says: str
+) -> None:
+    stored_in_clear(tmp_path / "jobs.db")
+    monkeypatch.chdir(tmp_path)
+    ran = runner.invoke(app, ["dashboard", *options])
+    assert ran.exit_code == 2
+    assert says in " ".join(ran.stderr.replace("│", " ").split())
+    assert not Path("nothing.db").exists()
+
+
+def test_without_its_packages_the_dashboard_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("durableq.dashboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    ran = runner.invoke(app, ["dashboard", "--db", str(stored_in_clear(tmp_path / "jobs.db"))])
+    assert ran.exit_code == 2
+    assert "pip install 'durableq[dashboard]'" in ran.stderr

@@ -161,7 +161,7 @@ def test_the_admin_routes_want_the_token(client: TestClient) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}, {"Authorization": TOKEN}):
         answer = client.get("/admin/counts", headers=headers)
         assert answer.status_code == 401
-        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.headers["www-authenticate"] == "Basic"
     assert client.get("/admin/counts", headers=OPERATOR).status_code == 200
 
 

@@ -122,6 +122,10 @@ def add_operating(router: APIRouter, dq: DurableQ, operator: Allowed) -> None:
         """End a job that waits; ask for the end of one that runs, which may take it a moment."""
         return await _summary(dq, await dq.cancel(job_id, who=who.name))
 
+    _add_operating_on_many(router, dq, operator)
+
+
+def _add_operating_on_many(router: APIRouter, dq: DurableQ, operator: Allowed) -> None:
     @router.post(
         "/retry",
         summary="Retry the dead jobs that match",
@@ -181,6 +185,10 @@ def add_mending(router: APIRouter, dq: DurableQ, administrator: Allowed) -> None
         """Remove a finished job and its history. The audit trail stays in the database."""
         await dq.delete(job_id, who=who.name)
 
+    _add_mending_many(router, dq, administrator)
+
+
+def _add_mending_many(router: APIRouter, dq: DurableQ, administrator: Allowed) -> None:
     @router.post(
         "/delete",
         summary="Delete the finished jobs that match",

@@ -28,6 +28,7 @@ from durableq.fastapi.admin_models import (
     ErrorSummary,
     ProgressRecord,
     Record,
+    example,
     shown_error,
     shown_progress,
     shown_result,
@@ -79,6 +80,14 @@ class JobStatus(Record):
 class Accepted(Record):
     """A job was stored and will be done."""
 
+    model_config = example(
+        {
+            "id": "0199c1f0-6d3a-7b41-9c55-1f0a5f0a2b3c",
+            "status_url": "/jobs/0199c1f0-6d3a-7b41-9c55-1f0a5f0a2b3c",
+            "events_url": "/jobs/0199c1f0-6d3a-7b41-9c55-1f0a5f0a2b3c/events",
+        }
+    )
+
     id: str
     status_url: str = Field(description="Ask here how far it is.")
     events_url: str = Field(description="Server-sent events: how far it is, as it happens.")
@@ -115,7 +124,8 @@ def status_router(
 
     ``GET /{job_id}`` answers a `JobStatus`, ``GET /{job_id}/events`` the same as server-sent events until the job is
     finished. ``auth`` is the application's own dependency, ``Depends(...)``, that refuses whom it does not let in by
-    raising `HTTPException`; it may take the path's ``job_id``, and should, where not everybody may see every job.
+    raising `HTTPException`; it may take the path's ``job_id``, and should, where not everybody may see every job. What
+    it keeps open by a ``yield`` stays open as long as events are sent, unless it is ``Depends(..., scope="function")``.
     With ``secret``, at least 16 bytes, a link made by `accepted` lets in whoever has it, to that one job, for
     ``valid_for``. With both either will do; with none the router has no routes, and the log says so.
 
@@ -150,8 +160,9 @@ def accepted(
 
     The links stand in the body and the first in ``Location``; they are relative to the host, and signed where the
     status router has a secret. For jobs of the request's collector too: the answer leaves after they are stored.
-    ``name`` is that of the `status_router`, where the application has several. Raises `ConfigurationError` when there
-    is none to link to.
+    ``name`` is that of the `status_router`, where the application has several; ``headers`` go along. For the
+    documentation of the route: ``responses={202: {"model": Accepted}}``, from `durableq.fastapi.status`. Raises
+    `ConfigurationError` when there is no status router to link to.
     """
     return _AcceptedAnswer(job.id, _access_of(request, name), request, headers)
 
@@ -160,20 +171,25 @@ class _AcceptedAnswer(JSONResponse):
     """Made with the id that a job has; sent with the one it is stored under, which may be an equal one's."""
 
     def __init__(self, job_id: str, access: _Access, request: Request, headers: Mapping[str, str] | None) -> None:
-        self._job_id, self._access, self._request, self._given = job_id, access, request, headers
-        links = Accepted(
-            id=job_id,
-            status_url=_url(request, access.route, job_id) + access.query(job_id),
-            events_url=_url(request, access.route + _EVENTS, job_id) + access.query(job_id),
-        )
+        self._job_id, self._access, self._request = job_id, access, request
+        links = self._links(job_id)
         super().__init__(links.model_dump(), 202, headers={**(headers or {}), **_SOON, "Location": links.status_url})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stored_as = scope.get(STORED_AS_KEY, {}).get(self._job_id)
-        if stored_as is None:
-            await super().__call__(scope, receive, send)
-        else:
-            await _AcceptedAnswer(stored_as, self._access, self._request, self._given)(scope, receive, send)
+        if stored_as is not None:
+            links = self._links(stored_as)
+            self.body = self.render(links.model_dump())
+            self.headers.update({"Location": links.status_url, "Content-Length": str(len(self.body))})
+        await super().__call__(scope, receive, send)
+
+    def _links(self, job_id: str) -> Accepted:
+        query = self._access.query(job_id)
+        return Accepted(
+            id=job_id,
+            status_url=_url(self._request, self._access.route, job_id) + query,
+            events_url=_url(self._request, self._access.route + _EVENTS, job_id) + query,
+        )
 
 
 def _access_of(request: Request, name: str | None) -> _Access:
@@ -287,7 +303,7 @@ class _Routes:
         """Server-sent events until the job is finished: `status`, `progress` and `log` as they come, then `end`.
 
         `status` carries what the plain status answers, `progress` that part of it alone. A browser's `EventSource`
-        that comes back after a break goes on where it was; close it at `end`.
+        that comes back after a break goes on where it was. Close it at `end`; one that comes back is told not to.
         """
         job = await self._dq.get(job_id)
         seen = Seen.of(last_event_id)

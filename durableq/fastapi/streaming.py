@@ -90,12 +90,12 @@ class EventStream(Response):
         try:
             async with contextlib.aclosing(self._events) as events:
                 await self._send_all(events, send, leaving)
-        except TimeoutError:
-            pass  # it stopped reading: there is nobody to tell
+        except _NobodyThere:
+            pass
         finally:
             self._seats.leave()
             leaving.cancel()
-            await asyncio.wait([leaving])
+            await asyncio.gather(leaving, return_exceptions=True)
 
     async def _send_all(self, events: Events, send: Send, leaving: asyncio.Future[None]) -> None:
         loop = asyncio.get_running_loop()
@@ -120,9 +120,16 @@ def is_shutting_down() -> bool:
     return getattr(server, "should_exit", False) is True
 
 
+class _NobodyThere(Exception):
+    """The client has left, or does not read."""
+
+
 async def _sent(send: Send, body: bytes, *, more: bool = True) -> None:
-    async with asyncio.timeout(_SEND_SECONDS):
-        await send({"type": "http.response.body", "body": body, "more_body": more})
+    try:
+        async with asyncio.timeout(_SEND_SECONDS):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+    except OSError as error:  # `TimeoutError` is one; others are what servers raise for a client that has left
+        raise _NobodyThere from error
 
 
 async def _until_gone(receive: Receive) -> None:

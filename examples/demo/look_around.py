@@ -10,6 +10,8 @@ from examples.demo.site import Site
 WORDS: Final = """
 The app and the mail server are still running. Look around; Ctrl-C ends both.
 
+  dashboard {site.url}/durableq
+                 any name, and as the password {site.token}
   docs      {site.url}/docs
   admin     curl '{site.url}/admin/jobs?limit=3' \\
                  -H 'Authorization: Bearer {site.token}'

@@ -22,7 +22,7 @@ def _options() -> argparse.Namespace:
 
 def _say_where_to_look(url: str) -> None:
     smtp = f"{os.environ.get('SMTP_HOST', '127.0.0.1')}:{os.environ.get('SMTP_PORT', '1025')}"
-    admin = "under /admin, with the token of DEMO_ADMIN_TOKEN as a bearer token"
+    admin = f"{url}/durableq in the browser, /admin for programs, with the token of DEMO_ADMIN_TOKEN"
     if not os.environ.get("DEMO_ADMIN_TOKEN"):
         admin = "off; to have it, start with DEMO_ADMIN_TOKEN=<a secret of your own>"
     print(

@@ -1,7 +1,8 @@
 """The web application: sign up, look at the job that sends the mail, mend what could not be sent.
 
-Run it with ``python -m examples.signup`` or ``uvicorn examples.signup.app:app``. The admin routes are there only
-when ``DEMO_ADMIN_TOKEN`` is set; clients send it as ``Authorization: Bearer <token>``.
+Run it with ``python -m examples.signup`` or ``uvicorn examples.signup.app:app``. The dashboard and the admin routes are
+there only when ``DEMO_ADMIN_TOKEN`` is set. Programs send it as ``Authorization: Bearer <token>``; people give it to
+their browser as a password, under any name.
 """
 
 import logging
@@ -12,10 +13,11 @@ from datetime import datetime
 from typing import Annotated, Final
 
 from fastapi import Depends, FastAPI, HTTPException
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
 from pydantic import BaseModel
 
 from durableq import Job, JobNotFound, JobState
+from durableq.dashboard import dashboard
 from durableq.fastapi import BackgroundTasks, admin_router
 from examples.signup.tasks import Email, Name, dq, send_welcome
 
@@ -81,27 +83,33 @@ def _status_of(job: Job[None]) -> JobStatus:
 # -- for operators -------------------------------------------------------------------------------------------
 
 bearer = HTTPBearer(auto_error=False, description=f"What {TOKEN_VARIABLE} was set to when the app was started.")
+password = HTTPBasic(auto_error=False, description="The same as a password, under any name.")
 
 
 def requires(token: str) -> Callable[..., Awaitable[str]]:
     """Return a dependency that lets only those in who know ``token``; it gives the name for the audit trail."""
 
-    async def operator(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> str:
-        given = "" if credentials is None else credentials.credentials
+    async def operator(
+        program: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+        person: Annotated[HTTPBasicCredentials | None, Depends(password)],
+    ) -> str:
+        given = program.credentials if program else person.password if person else ""
         # In constant time: an ordinary comparison takes the longer, the more of the token was guessed.
         if not secrets.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(401, "the admin token is needed here", headers={"WWW-Authenticate": "Bearer"})
-        return "operator"
+            raise HTTPException(401, "the admin token is needed here", headers={"WWW-Authenticate": "Basic"})
+        return "operator" if person is None else person.username or "operator"
 
     return operator
 
 
 def mount_admin(app: FastAPI, token: str | None) -> None:
-    """Give the app its admin routes, or say why it has none: there is no default password."""
+    """Give the app its dashboard and admin routes, or say why it has none: there is no default password."""
     if not token:
         logger.warning("no admin routes: set %s to a secret of your own to have them under /admin", TOKEN_VARIABLE)
         return
-    app.include_router(admin_router(dq, auth=Depends(requires(token))), prefix="/admin")
+    operator = Depends(requires(token))
+    app.include_router(admin_router(dq, auth=operator), prefix="/admin")
+    app.include_router(dashboard(dq, auth=operator), prefix="/durableq")
 
 
 mount_admin(app, os.environ.get(TOKEN_VARIABLE))

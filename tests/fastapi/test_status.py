@@ -343,10 +343,13 @@ def test_links_lead_to_the_job_that_was_there_already(tmp_path: Path) -> None:
 
     @app.post("/sync")
     def start(tasks: BackgroundTasks, request: Request) -> Any:
-        return accepted(tasks.add_task(sync, 1), request)
+        answer = accepted(tasks.add_task(sync, 1), request, headers={"X-Given": "1"})
+        answer.set_cookie("seen", "1")
+        return answer
 
     with TestClient(app) as client:
         first, second = client.post("/sync"), client.post("/sync")
+        assert (second.headers["x-given"], second.cookies["seen"]) == ("1", "1")
         assert first.json()["id"] == second.json()["id"]
         assert client.get(second.headers["location"]).json()["id"] == first.json()["id"]
 

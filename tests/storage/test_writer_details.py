@@ -200,9 +200,9 @@ def test_effects_add_up() -> None:
     total.include(Effects(written_bytes=3, new_queues={"q"}, first_due=9))
     assert total == Effects(written_bytes=3, new_queues={"q"}, first_due=9)
     total.include(Effects(made_work=True, finished=True, asked_to_cancel=True, written_bytes=4, new_tasks={"t"}))
-    total.include(Effects(first_due=5, new_queues={"r"}))
-    total.include(Effects(first_due=7))
-    assert total == Effects(True, True, True, {"q", "r"}, {"t"}, 5, 0, 7)
+    total.include(Effects(first_due=5, first_limit=8, new_queues={"r"}))
+    total.include(Effects(first_due=7, first_limit=6))
+    assert total == Effects(True, True, True, {"q", "r"}, {"t"}, 5, 6, 0, 7)
 
 
 def test_an_insert_is_answered_addition_by_addition(jobs: Backend) -> None:

@@ -30,31 +30,25 @@ from durableq.errors import (
 )
 from durableq.storage.sqlite import host, schema
 from durableq.storage.sqlite.checkpoint import Checkpointer
+from durableq.storage.sqlite.committing import Committer
 from durableq.storage.sqlite.connection import (
     BUSY_RETRY_SECONDS,
     WRITE_LOCK_BYTE,
     FileGuard,
     Location,
-    begin,
     connect,
     is_busy,
     is_fatal,
-    is_full,
     opening,
     prepare_file,
     translated,
 )
 from durableq.storage.sqlite.group import (
     Addition,
-    Effects,
     GroupRunner,
     Insert,
-    Irregular,
     Operation,
     answer,
-    claimed_by,
-    still_held,
-    without_claims,
 )
 from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, IMPATIENT_SECONDS, Inbox
 from durableq.storage.sqlite.lookout import LOOK_SECONDS, Listener, Lookout
@@ -108,6 +102,7 @@ class Writer:
         self._connection: sqlite3.Connection
         self._guard: FileGuard
         self._checkpointer: Checkpointer
+        self._committer: Committer
         self._thread = threading.Thread(target=self._main, name="durableq-writer", daemon=True)
         self._thread.start()
 
@@ -241,6 +236,7 @@ class Writer:
                 self.lookout.learn(self._connection)
                 self._guard = FileGuard(self.location)
                 self._checkpointer = Checkpointer(self._connection, self.location)
+                self._committer = Committer(self._connection, self.location.path, self._runner)
             except sqlite3.Error as error:
                 self._connection.close()
                 raise translated(error, self.location) from error
@@ -318,7 +314,7 @@ class Writer:
             self._begin(group)
             if not group:
                 return
-            answers, effects = self._run_and_commit(group)
+            answers, effects = self._committer.commit(group)
             self._guard.check()
         except Exception as error:
             self._roll_back()
@@ -365,64 +361,9 @@ class Writer:
         if late:
             self._refuse(late, f"it was locked{locked_by(self.location.path)}")
 
-    def _run_and_commit(self, group: list[Operation]) -> tuple[list[Any], Effects]:
-        answers, effects = self._run(group)
-        try:
-            self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            if is_full(error):
-                raise  # the log could not take the commit: known not to be stored
-            logger.warning("COMMIT to %s failed (%s); trying once more", self.location.path, error)
-            return self._replay(group, error, claimed_by(group, answers))
-        return answers, effects
-
-    def _run(self, group: list[Operation]) -> tuple[list[Any], Effects]:
-        """Run the group batched; if that fails with the transaction intact, once more with care."""
-        effects = Effects()
-        before = self._connection.total_changes
-        try:
-            answers = self._runner.run(self._connection, group, effects)
-        except (sqlite3.Error, Irregular) as error:
-            if not self._connection.in_transaction:
-                raise  # SQLite undid everything: disk full, I/O error. Going on would commit pieces
-            if isinstance(error, sqlite3.Error) and is_fatal(error):
-                raise
-            self._connection.execute("ROLLBACK")
-            begin(self._connection)
-            effects = Effects()
-            answers = self._runner.run_carefully(self._connection, group, effects)
-        effects.changed_rows = self._connection.total_changes - before
-        return answers, effects
-
-    def _replay(
-        self, group: list[Operation], first: sqlite3.Error, claimed: dict[int, str]
-    ) -> tuple[list[Any], Effects]:
-        """After an error at COMMIT: run the group once in a fresh transaction.
-
-        Inserts are idempotent by id and settles are fenced, so a commit that did happen does no harm. If this one
-        commits, the outcome is known; if not, nobody can say. Claims are not made again: they are answered with what
-        they took if that commit did happen, and whoever may claim is woken to look anew.
-        """
-        try:
-            self._roll_back()
-            begin(self._connection)
-            answers, effects = self._run(without_claims(group))
-            for number, leases in claimed.items():
-                if not isinstance(answers[number], Exception):
-                    answers[number] = answers[number][0], still_held(self._connection, leases)
-            effects.made_work |= bool(claimed)
-            self._connection.execute("COMMIT")
-        except (sqlite3.Error, Irregular, InvariantBroken) as error:
-            raise OutcomeUnknown(
-                f"COMMIT to {self.location.path} failed ({first}) and so did its repetition ({error}): "
-                "the jobs may or may not be stored"
-            ) from error
-        return answers, effects
-
     def _roll_back(self) -> None:
-        if self._is_connected and self._connection.in_transaction:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
+        if self._is_connected:
+            self._committer.roll_back()
 
     # -- answers -------------------------------------------------------------------------------------------
 

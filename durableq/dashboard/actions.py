@@ -1,0 +1,156 @@
+"""What people do to one job, or to those they ticked. Retrying is done at once; cancelling and deleting asks first.
+
+Each job of a selection stands for itself: one that is gone, or in another state by now, does not keep the others from
+it, and the page says so afterwards.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Depends
+from starlette.responses import Response
+
+from durableq.dashboard.filters import Search, read_query
+from durableq.dashboard.jobs import now
+from durableq.dashboard.refusals import Refused
+from durableq.dashboard.site import Message, SentForm, Site, Visit
+from durableq.errors import JobConflict, JobNotFound
+from durableq.fastapi.principals import Role
+from durableq.fastapi.showing import secrets_of
+from durableq.models import JobState
+
+Action = Literal["retry", "cancel", "delete"]
+
+ROLES: Final[dict[Action, Role]] = {"retry": "operate", "cancel": "operate", "delete": "admin"}
+MOST_SELECTED: Final = 500
+MESSAGES: Final = {
+    "retry": Message("One job is queued again.", "{n} jobs are queued again."),
+    "cancel": Message("One job is cancelled, or was asked to end.", "{n} jobs are cancelled, or were asked to end."),
+    "delete": Message("One job is deleted.", "{n} jobs are deleted."),
+}
+_OTHERS: Final = "The others are gone, or in another state by now; nothing was done to them."
+_SOME: Final = {
+    f"some_{action}": Message(f"{said.text} {_OTHERS}", f"{said.plural} {_OTHERS}", "warn")
+    for action, said in MESSAGES.items()
+}
+_NONE: Final = Message("Nothing was done: no job was ticked.", kind="warn")
+
+
+def add(router: APIRouter, site: Site) -> None:
+    site.messages |= MESSAGES | _SOME | {"none_ticked": _NONE}
+    _add_selection(router, site)
+    _add_one(router, site)
+
+
+def checked_action(text: str, visit: Visit) -> Action:
+    """Return an action that this person may do. Raises `Refused`."""
+    for action, role in ROLES.items():
+        if text == action:
+            if not visit.may(role):
+                raise Refused(403, "You may not do this", f"It needs the role “{role}”. Nothing was done.")
+            return action
+    raise Refused(400, "There is no such action", "Expected retry, cancel or delete. Nothing was done.")
+
+
+async def act(visit: Visit, action: Action, job_id: str) -> None:
+    """Do it to one job. Raises `JobNotFound` and `JobConflict`."""
+    dq, who = visit.site.dq, visit.who.name
+    match action:
+        case "retry":
+            await dq.retry(job_id, who=who)
+        case "cancel":
+            await dq.cancel(job_id, who=who)
+        case "delete":
+            await dq.delete(job_id, who=who)
+
+
+# -- one -----------------------------------------------------------------------------------------------------
+
+
+def _add_one(router: APIRouter, site: Site) -> None:
+    @router.post("/jobs/{job_id}/retry")
+    async def retry_job(job_id: str, sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
+        await act(sent.visit, "retry", job_id)
+        return sent.visit.redirect(f"jobs/{job_id}", message="retry", n=1)
+
+    @router.get("/jobs/{job_id}/cancel")
+    async def ask_whether_to_cancel(job_id: str, visit: Annotated[Visit, Depends(site.operator)]) -> Response:
+        return await _ask(visit, "cancel", job_id)
+
+    @router.post("/jobs/{job_id}/cancel")
+    async def cancel_job(job_id: str, sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
+        await act(sent.visit, "cancel", job_id)
+        return sent.visit.redirect(f"jobs/{job_id}", message="cancel", n=1)
+
+    @router.get("/jobs/{job_id}/delete")
+    async def ask_whether_to_delete(job_id: str, visit: Annotated[Visit, Depends(site.administrator)]) -> Response:
+        return await _ask(visit, "delete", job_id)
+
+    @router.post("/jobs/{job_id}/delete")
+    async def delete_job(job_id: str, sent: Annotated[SentForm, Depends(site.administrator_form)]) -> Response:
+        await act(sent.visit, "delete", job_id)
+        return sent.visit.redirect("jobs", message="delete", n=1)
+
+
+async def _ask(visit: Visit, action: Action, job_id: str) -> Response:
+    """Show what would be done to one job, with a button that does it."""
+    stored = await visit.site.dq.get(job_id)
+    job = (await secrets_of(visit.site.dq, [stored.task])).summary(stored)
+    if job.state not in possible(action):
+        raise Refused(409, "That is not possible now", f"The job is {job.state}. {_WHEN[action]}")
+    return visit.page("sure.html", section="jobs", title=_TITLES[action], action=action, job=job, ids=[], search=None)
+
+
+_TITLES: Final[dict[Action, str]] = {"retry": "Retry", "cancel": "Cancel", "delete": "Delete"}
+_WHEN: Final[dict[Action, str]] = {
+    "retry": "Only a dead, cancelled or scheduled job can be retried.",
+    "cancel": "Only a job that has not ended can be cancelled.",
+    "delete": "Only a job that has ended can be deleted; cancel it first.",
+}
+
+
+def possible(action: Action) -> tuple[JobState, ...]:
+    """Return the states in which a job can be retried, cancelled or deleted."""
+    match action:
+        case "retry":
+            return JobState.DEAD, JobState.CANCELLED, JobState.SCHEDULED
+        case "cancel":
+            return JobState.QUEUED, JobState.SCHEDULED, JobState.RUNNING, JobState.BLOCKED
+        case "delete":
+            return JobState.DEAD, JobState.CANCELLED, JobState.SUCCEEDED
+
+
+# -- a selection ---------------------------------------------------------------------------------------------
+
+
+def _add_selection(router: APIRouter, site: Site) -> None:
+    @router.post("/jobs/selected")
+    async def act_on_selection(sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
+        visit, form = sent.visit, sent.form
+        action = checked_action(form.text("do"), visit)
+        search = read_query(form.fields, now()).search
+        ids = list(dict.fromkeys(form.texts("id")))
+        if len(ids) > MOST_SELECTED:
+            raise Refused(400, "These are too many", f"Expected at most {MOST_SELECTED} ticked jobs, got {len(ids)}.")
+        if not ids:
+            return _back(visit, search, "none_ticked", 0)
+        if action != "retry" and form.text("sure") != "yes":
+            title = f"{_TITLES[action]} {len(ids)} job{'' if len(ids) == 1 else 's'}"
+            values: dict[str, Any] = {"action": action, "job": None, "ids": ids, "search": search}
+            return visit.page("sure.html", section="jobs", title=title, **values)
+        done = await _act_on_each(visit, action, ids)
+        return _back(visit, search, action if done == len(ids) else f"some_{action}", done)
+
+
+async def _act_on_each(visit: Visit, action: Action, ids: list[str]) -> int:
+    done = 0
+    for job_id in ids:
+        try:
+            await act(visit, action, job_id)
+        except (JobConflict, JobNotFound):
+            continue
+        done += 1
+    return done
+
+
+def _back(visit: Visit, search: Search, message: str, number: int) -> Response:
+    return visit.redirect("jobs", message=message, n=number, **search.fields())

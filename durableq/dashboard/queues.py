@@ -1,0 +1,59 @@
+"""The queues: how many jobs wait and run in each, since when, how they fared lately; pausing and resuming."""
+
+from datetime import timedelta
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends
+from pydantic import TypeAdapter, ValidationError
+from starlette.responses import Response
+
+from durableq.clock import SystemClock, to_datetime
+from durableq.dashboard.forms import Form
+from durableq.dashboard.refusals import Refused
+from durableq.dashboard.site import Message, SentForm, Site, Visit
+from durableq.history import Figures
+from durableq.options import Name
+
+_LATELY: Final = timedelta(hours=1)
+_NAME: Final[TypeAdapter[str]] = TypeAdapter(Name)
+
+
+def add(router: APIRouter, site: Site) -> None:
+    dq = site.dq
+    site.messages |= {
+        "paused": Message("The queue is paused: jobs are kept, none is started."),
+        "resumed": Message("The queue goes on."),
+    }
+
+    @router.get("/queues")
+    async def show_queues(visit: Annotated[Visit, Depends(site.reader)]) -> Response:
+        history = await dq.history(_LATELY)
+        return visit.page(
+            "queues.html",
+            section="queues",
+            title="Queues",
+            queues=await dq.queues(),
+            figures={one.queue: one.figures for one in history.queues},
+            none_ended=Figures(),
+            now=to_datetime(SystemClock().wall()),
+        )
+
+    @router.post("/queues/pause")
+    async def pause_queue(sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
+        await dq.pause(queue_named_in(sent.form), who=sent.visit.who.name)
+        return sent.visit.redirect("queues", message="paused")
+
+    @router.post("/queues/resume")
+    async def resume_queue(sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
+        await dq.resume(queue_named_in(sent.form), who=sent.visit.who.name)
+        return sent.visit.redirect("queues", message="resumed")
+
+
+def queue_named_in(form: Form) -> str:
+    """Return the name of the queue that a form is about. Raises `Refused` for what cannot be one."""
+    try:
+        return _NAME.validate_python(form.text("queue"))
+    except ValidationError:
+        raise Refused(
+            400, "That is no name of a queue", "Expected 1 to 200 characters, none of them a control character."
+        ) from None

@@ -1,0 +1,177 @@
+"""What holds for every answer of the dashboard, whoever gives it: the page, ``auth``, FastAPI, or a defect.
+
+No cache keeps it, no other site frames or reads it, and nothing runs in it but our own files. An error is a page that
+says what to do, and shows nothing of the inside: the log says more under the id that the page names.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from durableq.dashboard.pages import rendered
+from durableq.dashboard.refusals import Refused
+from durableq.errors import DurableQError
+from durableq.fastapi.admin_answers import HEADERS, in_http_words
+from durableq.queue import DurableQ
+
+logger = logging.getLogger("durableq.dashboard")
+
+CONTENT_SECURITY_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+PAGE_HEADERS: Final = {**HEADERS, "Content-Security-Policy": CONTENT_SECURITY_POLICY, "Referrer-Policy": "same-origin"}
+"""The browser names our own pages to ourselves, so that a form knows where it was sent from; never to another site."""
+_FORM_FLOOR: Final = 256 * 1024
+_ESCAPED: Final = 6
+"""How much longer than stored the same arguments may come in from a form: characters written as escapes."""
+_TITLES: Final = {
+    404: "There is no such page",
+    409: "That is not possible now",
+    500: "It may or may not have been done",
+    503: "The queue cannot be reached",
+}
+
+VISIT_KEY: Final = "durableq.dashboard.visit"
+"""Where a request's visit is left in its scope, for the page of an error."""
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class Place(Protocol):
+    """What a route has to know of its site."""
+
+    dq: DurableQ
+
+    def learn(self, endpoint: Any, path: str) -> None: ...
+
+    def base(self, request: Request) -> str: ...
+
+
+def route_class(site: Place) -> type[APIRoute]:
+    """Return the class of the routes of a site."""
+    body_limit = _FORM_FLOOR + _ESCAPED * site.dq.settings.max_payload_bytes
+
+    class DashboardRoute(APIRoute):
+        def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+            site.learn(endpoint, path)
+            super().__init__(path, endpoint, **options)
+
+        def get_route_handler(self) -> Handler:
+            handle = super().get_route_handler()
+
+            async def handle_in_words(request: Request) -> Response:
+                try:
+                    return await handle(request)
+                except (Refused, RequestValidationError, DurableQError) as error:
+                    refused = in_words(error)
+                    if refused is None:
+                        raise
+                    return error_page(site, request, refused)
+
+            return handle_in_words
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            answer = _Answer(send)
+            try:
+                await super().handle(scope, _at_most(body_limit, receive), answer)
+            except HTTPException as error:  # a method that the route does not have
+                if answer.has_begun:
+                    raise
+                page = error_page(site, Request(scope), _no_such_action(error))
+                page.headers.update(error.headers or {})
+                await page(scope, receive, answer)
+            except Exception as error:
+                # The server, and what tracks errors in it, hear of it as of any other; the reader sees no details.
+                if not answer.has_begun:
+                    page = error_page(site, Request(scope), _defect(error))
+                    await page(scope, receive, answer)
+                raise
+
+    return DashboardRoute
+
+
+def in_words(error: Exception) -> Refused | None:
+    """Return what a page says for an error, or None for one that is a defect."""
+    match error:
+        case Refused():
+            return error
+        case RequestValidationError():
+            return Refused(
+                400,
+                "This address is not right",
+                "A part of it is not what the page expects. Start from the menu above.",
+            )
+        case DurableQError():
+            said = in_http_words(error)
+            return None if said is None else _as_refused(said)
+    return None
+
+
+def error_page(site: Place, request: Request, refused: Refused) -> HTMLResponse:
+    """Return the page of something that was not done: with the menu, for those who were let in."""
+    visit = request.scope.get(VISIT_KEY)
+    if visit is None:
+        return HTMLResponse(rendered("bare.html", base=site.base(request), error=refused), refused.status)
+    page: HTMLResponse = visit.page("error.html", section="", title=refused.title, status=refused.status, error=refused)
+    return page
+
+
+def _as_refused(said: HTTPException) -> Refused:
+    detail: Any = said.detail
+    incident = f" The log says more under the id {detail['id']}." if detail.get("id") else ""
+    text = str(detail["message"])
+    return Refused(said.status_code, _TITLES[said.status_code], f"{text[:1].upper()}{text[1:]}.{incident}")
+
+
+def _no_such_action(error: HTTPException) -> Refused:
+    return Refused(error.status_code, "This address is for something else", "Go back, and use the buttons of the page.")
+
+
+def _defect(error: Exception) -> Refused:
+    incident = secrets.token_hex(8)
+    logger.error("a page of the dashboard failed, id=%s: %s: %s", incident, type(error).__name__, error)
+    return Refused(
+        500, "This went wrong inside of the application", f"The log of the server says more under the id {incident}."
+    )
+
+
+class _Answer:
+    """Sends an answer, with the headers of all; those it has itself stay."""
+
+    def __init__(self, send: Send) -> None:
+        self.has_begun = False
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.has_begun = True
+            headers = MutableHeaders(scope=message)
+            for name, value in PAGE_HEADERS.items():
+                headers.setdefault(name, value)
+        await self._send(message)
+
+
+def _at_most(limit: int, receive: Receive) -> Receive:
+    """Stop reading a body at ``limit`` bytes."""
+    received = 0
+
+    async def receive_at_most() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise Refused(413, "This is too much at once", f"Expected at most {limit:,} bytes. Nothing was done.")
+        return message
+
+    return receive_at_most

@@ -1,0 +1,183 @@
+// Live updates. The server says that something has changed; the page is fetched again, and what is marked
+// data-live is put in place of what is there. Nothing moves while somebody selects, types or answers a question.
+
+import { isTyping, keep, kept, say } from "./browser.js";
+
+const SHORTEST = 1000;
+const LONGEST = 30_000;
+const PATIENCE = 6000;
+
+export function watchQueue({ prepare, done }) {
+  const button = document.querySelector("[data-live-toggle]");
+  const label = document.querySelector("[data-live-label]");
+  const address = document.body.dataset.liveUrl;
+  if (!button || !address || !document.querySelector("[data-live]")) {
+    if (button) button.hidden = true;
+    return { toggle() {} };
+  }
+  let isPaused = kept("live") === "paused";
+  let isDirty = false;
+  let source = null;
+  let known = null;
+  let delay = SHORTEST;
+  let timer = 0;
+  let again = 0;
+  let doubt = 0;
+  let isLost = false;
+
+  function show() {
+    const isHeld = isDirty && isSomebodyBusy();
+    button.setAttribute("aria-pressed", String(!isPaused));
+    button.classList.toggle("is-waiting", !isPaused && isHeld);
+    button.classList.toggle("is-lost", !isPaused && isLost);
+    label.textContent = isPaused ? "Paused" : isLost ? "Offline" : isHeld ? "Waits" : "Live";
+  }
+
+  function connect() {
+    disconnect();
+    if (isPaused || document.hidden) return;
+    const url = new URL(address, location.href);
+    if (known !== null) url.searchParams.set("known", known);
+    source = new EventSource(url);
+    source.addEventListener("open", () => {
+      delay = SHORTEST;
+      clearTimeout(doubt);
+      doubt = 0;
+      isLost = false;
+      show();
+    });
+    source.addEventListener("changed", (event) => {
+      known = JSON.parse(event.data);
+      isDirty = true;
+      plan(0);
+    });
+    source.addEventListener("error", () => {
+      // A stream that ended is opened again by the browser; only when that takes long is something wrong.
+      doubt ||= setTimeout(lose, source?.readyState === EventSource.CLOSED ? 0 : PATIENCE);
+      if (source?.readyState !== EventSource.CLOSED) return;
+      again = setTimeout(connect, delay * (0.7 + 0.6 * Math.random()));
+      delay = Math.min(delay * 2, LONGEST);
+    });
+  }
+
+  function lose() {
+    isLost = true;
+    show();
+  }
+
+  function disconnect() {
+    clearTimeout(again);
+    clearTimeout(doubt);
+    doubt = 0;
+    source?.close();
+    source = null;
+  }
+
+  function plan(wait) {
+    if (!timer) timer = setTimeout(look, wait);
+  }
+
+  async function look() {
+    if (isPaused || !isDirty || isSomebodyBusy()) {
+      timer = 0;
+      show();
+      if (!isPaused && isDirty) plan(500);
+      return;
+    }
+    isDirty = false;
+    const began = performance.now();
+    try {
+      await refresh(prepare, () => !isPaused && !isSomebodyBusy());
+      isLost = false;
+      done();
+    } catch (error) {
+      if (error instanceof Busy) isDirty = true;
+      else isLost = true;
+    }
+    show();
+    // A page that is slow to make is asked for less often.
+    setTimeout(() => {
+      timer = 0;
+      if (isDirty) plan(0);
+    }, Math.max(SHORTEST, 4 * (performance.now() - began)));
+  }
+
+  function toggle() {
+    isPaused = !isPaused;
+    keep("live", isPaused ? "paused" : "on");
+    say(isPaused ? "Live updates paused" : "Live updates on");
+    if (isPaused) disconnect();
+    else connect();
+    show();
+  }
+
+  button.addEventListener("click", toggle);
+  document.addEventListener("visibilitychange", connect);
+  addEventListener("pagehide", disconnect);
+  show();
+  connect();
+  return { toggle };
+}
+
+class Busy extends Error {}
+
+function isSomebodyBusy() {
+  if (isTyping() || document.querySelector("dialog[open], [data-row] input:checked")) return true;
+  const selection = getSelection();
+  return Boolean(selection && !selection.isCollapsed && String(selection).trim());
+}
+
+async function refresh(prepare, isWelcome) {
+  const response = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
+  if (!response.ok || response.redirected) throw new Error(`the server answered ${response.status}`);
+  const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  if (!isWelcome()) throw new Busy("somebody began to do something while the page was fetched");
+  prepare(page);
+  for (const old of document.querySelectorAll("[data-live][id]")) {
+    const fresh = page.getElementById(old.id);
+    if (fresh && old.isConnected) await replace(old, fresh);
+  }
+}
+
+async function replace(old, fresh) {
+  for (const details of old.querySelectorAll("details[id][open]")) {
+    fresh.querySelector(`#${CSS.escape(details.id)}`)?.setAttribute("open", "");
+  }
+  const current = old.querySelector(".is-current [data-open]")?.getAttribute("href");
+  if (current) {
+    fresh.querySelector(`[data-open][href="${CSS.escape(current)}"]`)?.closest("[data-row]")?.classList.add("is-current");
+  }
+  const scrolled = [...old.querySelectorAll(".table-box, .code")].map((box) => [box.scrollLeft, box.scrollTop]);
+  await htmx.swap({ text: fresh.outerHTML, target: old, swap: "outerMorph" });
+  const boxes = document.getElementById(fresh.id)?.querySelectorAll(".table-box, .code") ?? [];
+  boxes.forEach((box, index) => {
+    if (scrolled[index]) [box.scrollLeft, box.scrollTop] = scrolled[index];
+  });
+}
+
+// A form marked data-auto-submit is one piece of a long work: it is sent, and what comes back may be the next piece.
+export async function runBulk() {
+  const main = document.getElementById("main");
+  let form = main.querySelector("form[data-auto-submit]");
+  while (form) {
+    const response = await fetch(form.action, {
+      method: "POST",
+      body: new URLSearchParams(new FormData(form)),
+      headers: { Accept: "text/html" },
+    }).catch(() => null);
+    if (!response?.ok) {
+      say("It stopped. Press the button to go on.");
+      form.removeAttribute("data-auto-submit");
+      form.classList.add("is-stopped");
+      return;
+    }
+    const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    const next = page.getElementById("main");
+    if (response.redirected || !next) {
+      location.assign(response.url);
+      return;
+    }
+    await htmx.swap({ text: next.innerHTML, target: main, swap: "innerMorph" });
+    form = main.querySelector("form[data-auto-submit]");
+  }
+}

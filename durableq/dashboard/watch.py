@@ -1,0 +1,72 @@
+"""Whether anything has changed since a page was made, found out for all pages at once.
+
+However many pages are open, a process looks once a second at most, and never while none is open.
+"""
+
+import asyncio
+import hashlib
+import weakref
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Final
+
+from durableq.errors import DurableQError
+from durableq.models import JobFilter, JobState
+from durableq.queue import DurableQ
+
+LOOK_SECONDS: Final = 1.0
+_COUNTED: Final = 10_000
+_RUNNING_LOOKED_AT: Final = 50
+
+
+class Watch:
+    """One look for all who ask within ``seconds``. Its lock and its look belong to an event loop, as the queue does."""
+
+    def __init__(self, look: Callable[[], Awaitable[str]], seconds: float = LOOK_SECONDS) -> None:
+        self._look = look
+        self.seconds = seconds
+        self._seen: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Seen] = weakref.WeakKeyDictionary()
+
+    @property
+    def latest(self) -> str:
+        """The fingerprint that was seen last, however long ago; empty before the first look. Does not look."""
+        seen = self._seen.get(asyncio.get_running_loop())
+        return (seen and seen.fingerprint) or ""
+
+    async def now(self) -> str:
+        """Return the fingerprint of what there is, at most a second old."""
+        loop = asyncio.get_running_loop()
+        seen = self._seen.setdefault(loop, _Seen())
+        async with seen.lock:
+            if seen.fingerprint is None or loop.time() - seen.at >= self.seconds:
+                seen.fingerprint = await self._look()
+                seen.at = loop.time()
+            return seen.fingerprint
+
+
+class _Seen:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.fingerprint: str | None = None
+        self.at = 0.0
+
+
+async def fingerprint(dq: DurableQ) -> str:
+    """Return a text that is another one whenever a page would look different. Bounded reads, and few."""
+    try:
+        facts: tuple[object, ...] = (
+            await dq.counts(at_most=_COUNTED),
+            [(one.id, one.is_alive) for one in await dq.workers()],
+            (await dq.history(timedelta(minutes=15))).total,
+            [(job.id, job.state) for job in (await dq.list(limit=1, look_at=1)).jobs],
+            await _progress(dq),
+            [(entry.at, entry.action) for entry in (await dq.audit(limit=1)).entries],
+        )
+    except DurableQError as error:
+        facts = (type(error).__name__,)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+async def _progress(dq: DurableQ) -> list[tuple[object, ...]]:
+    running = await dq.list(JobFilter(state=JobState.RUNNING), limit=_RUNNING_LOOKED_AT, look_at=_RUNNING_LOOKED_AT)
+    return [(job.id, job.attempt, job.progress, job.cancel_requested) for job in running.jobs]
