@@ -6,6 +6,7 @@ the same steps, and compares. What `durableq.models.Job` has too carries its nam
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -30,6 +31,8 @@ from durableq.models import (
 WAITING: Final = frozenset({JobState.BLOCKED, JobState.SCHEDULED, JobState.QUEUED})
 RESTARTABLE: Final = frozenset({JobState.DEAD, JobState.CANCELLED})
 ENDS: Final = {Succeeded: JobState.SUCCEEDED, Dead: JobState.DEAD, Cancelled: JobState.CANCELLED}
+ENDINGS: Final = {Succeeded: "succeeded", Retried: "retried", Dead: "dead", Cancelled: "cancelled"}
+"""How tries are tallied; one that is handed back is none."""
 MAX_CRASHES: Final = 3
 DIED: Final = Failure("durableq.WorkerDied", "", "")
 LeaseName = tuple[int, int]
@@ -88,6 +91,9 @@ class Model:
         self.workers: dict[int, set[LeaseName]] = {}
         """What each worker did not remember when it last renewed its lease, though it should hold it."""
         self.audit: dict[str, list[str]] = {}
+        self.paused: set[str] = set()
+        self.tallies: Counter[tuple[str, str, str]] = Counter()
+        """How many tries ended, by queue, task and ending; and how many had waited."""
         self._numbers = itertools.count(1)
 
     # -- adding --------------------------------------------------------------------------------------------
@@ -146,7 +152,7 @@ class Model:
         if worker not in self.workers:
             return []
         ready = [job for job in self.jobs.values() if job.state is JobState.QUEUED]
-        fitting = [job for job in ready if job.queue in queues and job.task in tasks]
+        fitting = [job for job in ready if job.queue in {*queues} - self.paused and job.task in tasks]
         fitting.sort(key=lambda job: -job.priority)
         taken = [job for job in fitting if not job.crashes][:limit]
         taken += [job for job in fitting if job.crashes][: int(suspects)]
@@ -185,6 +191,8 @@ class Model:
 
     def _end_attempt(self, job: ModelJob, outcome: Outcome) -> None:
         """A job that was asked to end may succeed or die all the same, but it does not go back to waiting."""
+        if (ending := ENDINGS.get(type(outcome))) is not None:
+            self.tallies.update({(job.queue, job.task, ending): 1, (job.queue, job.task, "waited"): 1})
         if isinstance(outcome, Succeeded):
             job.result_json, job.error_type = outcome.result_json, None
         if isinstance(outcome, Retried | Dead | Cancelled):

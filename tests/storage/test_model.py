@@ -10,6 +10,7 @@ import itertools
 import os
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -176,6 +177,12 @@ class JobsLife(RuleBasedStateMachine):
                 retry = partial(storage.retry, job_id, who="ann", args_json=edited)
                 self.do(job_id, partial(self.model.retry, job_id, edited), retry)
 
+    @rule(worker=WORKERS, queue=st.sampled_from(["one", "two"]))
+    def pause_or_resume(self, worker: int, queue: str) -> None:
+        storage, is_paused = self.workers[worker].storage, queue in self.model.paused
+        self.run((storage.resume if is_paused else storage.pause)(queue, who="ann"))
+        self.model.paused ^= {queue}
+
     # -- time ----------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.given)
@@ -267,6 +274,14 @@ class JobsLife(RuleBasedStateMachine):
         assert [seen(job) for job in stored] == [expected(job) for job in self.model.jobs.values()]
         states = [job.state for job in self.model.jobs.values()]
         assert counts == {state: states.count(state) for state in JobState}
+
+    @invariant()
+    def every_try_is_counted_once(self) -> None:
+        tallies = self.run(self.workers[0].storage.tallies(0, timedelta(days=1), queue=None, task=None))
+        counted: Counter[tuple[str, str, str]] = Counter()
+        for one in tallies:
+            counted[one.queue, one.task, one.measure] += one.number
+        assert counted == self.model.tallies
 
     @invariant()
     def every_failure_is_kept(self) -> None:
