@@ -44,6 +44,8 @@ class SentForm:
     method: str
     action: str
     fields: list[tuple[str, str]] = field(default_factory=list)
+    buttons: int = 0
+    """How many buttons send it."""
 
 
 class Page(HTMLParser):
@@ -57,14 +59,18 @@ class Page(HTMLParser):
         self.files: list[str] = []
         self.elements: dict[str, dict[str, str | None]] = {}
         self.body: dict[str, str | None] = {}
+        self._is_in_form = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         if tag == "form":
             self.forms.append(SentForm(given.get("method") or "get", given.get("action") or ""))
-        if tag in ("input", "button") and self.forms and given.get("name"):
+            self._is_in_form = True
+        if tag in ("input", "button") and self._is_in_form and given.get("name"):
             self.forms[-1].fields.append((given["name"] or "", given.get("value") or ""))
+        if tag == "button" and self._is_in_form and given.get("type", "submit") == "submit":
+            self.forms[-1].buttons += 1
         if tag == "a":
             self.links.append(given.get("href") or "")
         if tag in ("script", "link"):
@@ -73,6 +79,10 @@ class Page(HTMLParser):
             self.body = given
         if given.get("id"):
             self.elements[given["id"] or ""] = given
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "form":
+            self._is_in_form = False
 
     @property
     def text(self) -> str:

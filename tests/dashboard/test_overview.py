@@ -1,7 +1,10 @@
 """The overview: figures, charts and the tables beside them, what failed, and what a newcomer reads."""
 
+import contextlib
 import json
+import sqlite3
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,11 +48,14 @@ def test_with_a_worker_nothing_is_said(working: Application) -> None:
     assert "No worker is running" not in working.page().text
 
 
-def test_what_failed_is_listed_without_its_secrets(working: Application) -> None:
+def test_what_failed_is_listed_without_its_secrets(working: Application, database: Path) -> None:
     working.add(working.send, "bad@example.org", password="hunter2-hunter2")
     eventually_sync(lambda: "ValueError" in working.page().text)
+    with contextlib.closing(sqlite3.connect(database, timeout=10)) as connection, connection:
+        # As if it had been stored by a version that hid less.
+        connection.execute("UPDATE durableq_jobs SET error_message = 'hunter2-hunter2: bad@example.org'")
     page = working.page()
-    assert "no such address: bad@example.org" in page.text
+    assert "bad@example.org" in page.text
     assert "hunter2" not in page.html
     assert "dead after 1 try" in page.text
     assert "Dead 1 wait for a person" in page.text

@@ -47,8 +47,14 @@ def test_who_may_only_read_sees_every_page_and_is_told_so(site: Application, pat
     site.add(site.send, "good@example.org")
     page = site.page(path, who="rita")
     assert "Read only" in page.text
-    assert not [form for form in page.forms if form.method == "post"]
+    assert not [form for form in page.forms if form.method == "post" and form.buttons]
     assert "Read only" not in site.page(path, who="otto").text
+
+
+@pytest.mark.parametrize("path", ["/queues", "/jobs"])
+def test_who_may_do_more_has_the_buttons_for_it(site: Application, path: str) -> None:
+    site.add(site.send, "good@example.org")
+    assert [form for form in site.page(path, who="otto").forms if form.method == "post" and form.buttons]
 
 
 def test_the_server_refuses_what_a_reader_sends_all_the_same(site: Application) -> None:
