@@ -17,6 +17,7 @@ import typer
 
 from durableq import DurableQ, DurableQError, __version__
 from durableq.encryption import Rotation, new_key
+from durableq.storage import holds_queue
 from durableq.torture.checks import CHECKS
 from durableq.torture.verdicts import FULL, QUICK, Check, Sizes, Verdict
 
@@ -83,6 +84,9 @@ def rotate_keys(
 
     Runs beside working processes, and may be stopped and started again. Exits 1 when something could not be read.
     """
+    if not holds_queue(database):
+        print(f"expected the file of a queue, and {str(database)!r} holds none; is the path right?", file=sys.stderr)
+        raise typer.Exit(2)
     try:
         rotation = asyncio.run(_rotated(database))
     except DurableQError as error:

@@ -23,6 +23,7 @@ from durableq.dashboard.routes import PAGE_HEADERS
 from durableq.errors import ConfigurationError
 from durableq.fastapi.principals import Principal, Role
 from durableq.queue import DurableQ
+from durableq.storage import holds_queue
 
 PORT: Final = 8765
 _LONGEST: Final = 200
@@ -63,11 +64,11 @@ def application(dq: DurableQ, role: Role, port: int) -> tuple[FastAPI, str]:
 
 
 def check_file(database: Path) -> None:
-    """Raise `ConfigurationError` for what is no database yet: a mistyped name must not become one."""
+    """Raise `ConfigurationError` for what is no queue yet: neither a mistyped name nor another file becomes one."""
     if not database.exists():
         raise ConfigurationError(f"expected the file of a queue, and there is no {str(database)!r}; is the path right?")
-    if not database.is_file() or not database.stat().st_size:
-        raise ConfigurationError(f"expected the file of a queue, and {str(database)!r} is empty, or no file")
+    if not holds_queue(database):
+        raise ConfigurationError(f"expected the file of a queue, and {str(database)!r} holds none; is the path right?")
 
 
 def check_host(host: str, allow_network: bool) -> None:

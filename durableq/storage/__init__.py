@@ -24,6 +24,17 @@ def storage_factory(url_or_path: str | Path, options: QueueOptions, clock: Clock
     return open_sqlite
 
 
+def holds_queue(path: Path) -> bool:
+    """Whether a file is a database with durableq's tables; nothing is written to it.
+
+    For those who must not make a queue of what they were given by mistake. Ask before the queue is opened in this
+    process, not after: closing what this opens would drop SQLite's locks.
+    """
+    from durableq.storage.sqlite.schema import is_queue
+
+    return path.is_file() and is_queue(path)
+
+
 def _database_path(text: str) -> Path:
     if text in ("", ":memory:") or ":memory:" in text or "mode=memory" in text:
         raise ConfigurationError(

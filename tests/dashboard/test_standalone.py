@@ -5,9 +5,11 @@ import contextlib
 import http.client
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -112,9 +114,14 @@ def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 
 def test_what_is_no_file_of_a_queue_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.db").touch()
-    for path in (tmp_path, tmp_path / "empty.db"):
-        with pytest.raises(ConfigurationError, match=r"is empty, or no file"):
+    (tmp_path / "text.db").write_text("not a database, but long enough to look like something " * 20)
+    with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        connection.execute("CREATE TABLE orders (id)")
+    for path in (tmp_path, *tmp_path.glob("*.db")):
+        with pytest.raises(ConfigurationError, match=r"holds none"):
             check_file(path)
+    with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("orders",)]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])

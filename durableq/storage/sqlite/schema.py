@@ -7,7 +7,10 @@ shares its file with us.
 import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from importlib import resources
+from pathlib import Path
+from urllib.parse import quote
 
 from durableq.errors import SchemaTooNew
 from durableq.storage.sqlite.connection import begin
@@ -30,6 +33,15 @@ def current_version(connection: sqlite3.Connection) -> int:
         return 0
     version: int = connection.execute("SELECT coalesce(max(version), 0) FROM durableq_migrations").fetchone()[0]
     return version
+
+
+def is_queue(path: Path) -> bool:
+    """Whether a file is a database with durableq's tables."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)) as connection:
+            return current_version(connection) > 0
+    except sqlite3.DatabaseError:  # no database, or one that cannot be read
+        return False
 
 
 def migrate(connection: sqlite3.Connection, now: int) -> None:
