@@ -30,16 +30,20 @@ STATEMENT_TESTS = (
 WRITER_TESTS = (
     *STATEMENT_TESTS,
     "tests/storage/test_checkpoint_details.py",
+    "tests/storage/test_group_details.py",
     "tests/storage/test_sharing.py",
     "tests/storage/test_versions.py",
     "tests/storage/test_writer.py",
     "tests/storage/test_writer_faults.py",
 )
-STORAGE_TESTS = (
-    *WRITER_TESTS,
-    "tests/storage/test_opening.py",
-    "tests/storage/test_plans.py",
-    "tests/storage/test_upgrading.py",
+
+DETAILS = (
+    "tests/storage/test_connection_details.py",
+    "tests/storage/test_handover_details.py",
+    "tests/storage/test_lookout_details.py",
+    "tests/storage/test_one_writer.py",
+    "tests/storage/test_store_details.py",
+    "tests/storage/test_writer_life.py",
 )
 
 GROUPS = (
@@ -102,12 +106,30 @@ GROUPS = (
 )
 BY_NAME = (
     Group(
-        "store",
+        "threads",
         [
             f"storage.sqlite.{name}"
-            for name in ("writer", "sharing", "store", "handover", "doorbells", "lookout", "reader", "connection")
+            for name in (
+                "writer",
+                "committing",
+                "sharing",
+                "handover",
+                "doorbells",
+                "lookout",
+                "reader",
+                "connection",
+            )
         ],
-        [*STORAGE_TESTS, "tests/outbox/test_self_deadlock.py", "tests/outbox/test_beginning.py"],
+        [
+            *DETAILS,
+            "tests/storage/test_writer_details.py",
+            "tests/storage/test_handover.py",
+        ],
+    ),
+    Group(
+        "store",
+        [f"storage.sqlite.{name}" for name in ("store", "looking", "searching")],
+        [*DETAILS, *WRITER_TESTS],
     ),
 )
-"""Groups that run only when they are named, and are in no figures: nobody has gone through what survives there."""
+"""Groups that run only when they are named, and are in no figures."""

@@ -1,6 +1,7 @@
 """The hot statements use the index they were written for, and a million finished rows cost them nothing."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from durableq.clock import SECOND
+from durableq.history import BUCKETS
 from durableq.models import JobFilter, JobState
 from durableq.storage.sqlite import schema, searching, transitions
 from durableq.storage.sqlite.connection import Location, connect
@@ -39,7 +42,6 @@ HOT = [
     pytest.param(choose_statement(0, True), CHOICE, "durableq_jobs_suspect", id="choose a suspect"),
     pytest.param(SQL["take"], {"seqs": SEQS, "worker_id": 1, "now": 0}, "INTEGER PRIMARY KEY", id="take"),
     pytest.param(SQL["settle"], {"outcomes": OUTCOMES, "now": 0}, "INTEGER PRIMARY KEY", id="settle"),
-    pytest.param(SQL["tally"], {"outcomes": OUTCOMES, "now": 0, "minute": 0}, "INTEGER PRIMARY KEY", id="tally"),
     pytest.param(SQL["dead_letters"], {"look_at": 10}, "durableq_jobs_failed", id="dead letters"),
     pytest.param(SQL["tallies"], {"since": 0, "step": 60, "queue": None, "task": None}, "PRIMARY KEY", id="tallies"),
     pytest.param(SQL["lost_leases"], {"outcomes": OUTCOMES}, "INTEGER PRIMARY KEY", id="lost leases"),
@@ -191,6 +193,13 @@ def test_a_hot_statement_uses_its_index_and_scans_no_table(
     scans = [line for line in lines if line.startswith(tuple(f"SCAN {table}" for table in TABLES))]
     partial = ("INDEX durableq_jobs_", "INDEX durableq_queues_paused")
     assert [line for line in scans if not any(one in line for one in partial)] == [], "only they may be walked"
+
+
+def test_the_trigger_counts_by_the_buckets_that_histories_are_made_of(database: sqlite3.Connection) -> None:
+    [(trigger,)] = database.execute("SELECT sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    found = [(int(end), int(bucket)) for end, bucket in re.findall(r"us <= (\d+) THEN (\d+)", trigger)]
+    assert found == [(round(end * SECOND), bucket) for bucket, end in enumerate(BUCKETS)] * 2
+    assert re.findall(r"ELSE (\d+)", trigger) == [str(len(BUCKETS))] * 2
 
 
 def test_the_claim_finds_its_jobs_in_order_without_sorting_a_queue(database: sqlite3.Connection) -> None:
@@ -346,4 +355,4 @@ def test_the_steps_of_every_job_write_no_index_that_only_special_jobs_are_in(
     steps_taken = database.execute(f"EXPLAIN {statement}", values).fetchall()
     written = {names[step[3]] for step in steps_taken if step[1] == "OpenWrite"}
     of_all_jobs = {f"durableq_jobs_{name}" for name in ("claim", "suspect", "due", "running", "finished", "failed")}
-    assert written - of_all_jobs == {"durableq_jobs"}
+    assert written - of_all_jobs - {"durableq_tallies"} == {"durableq_jobs"}

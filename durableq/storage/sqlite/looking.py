@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from durableq.clock import SECOND, Clock, to_datetime
+from durableq.clock import EPOCH, SECOND, Clock
 from durableq.encryption import Payloads
 from durableq.history import Tally
 from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Lease, LogLine, Page
@@ -123,8 +123,8 @@ class Looking:
                 task=task,
                 error_type=error_type or "",
                 number=number,
-                first_at=to_datetime(first),
-                last_at=to_datetime(last),
+                first_at=rows.instant(first) or EPOCH,
+                last_at=rows.instant(last) or EPOCH,
                 latest_id=job_id,
                 latest_message=message or "",
             )
@@ -150,8 +150,8 @@ class Looking:
                 name=name,
                 queued=Count(min(queued, at_most), queued <= at_most),
                 running=running,
-                oldest_due=_moment(oldest.get(name)),
-                paused_at=_moment(paused_at),
+                oldest_due=rows.instant(oldest.get(name)),
+                paused_at=rows.instant(paused_at),
                 paused_by=paused_by,
             )
             for name, queued, running, paused_at, paused_by in await self._reader.fetch(
@@ -176,7 +176,7 @@ class Looking:
             pid=pid,
             host=machine,
             software=software,
-            started_at=to_datetime(started_at),
+            started_at=rows.instant(started_at) or EPOCH,
             runs_jobs=expires_at is not None,
             is_alive=boot_id == self._clock.boot_id() and has_lease and not has_died,
             running=running,
@@ -193,7 +193,3 @@ class Looking:
             entries=[rows.audit_from_row(row) for row in found[:limit]],
             next_cursor=found[limit - 1][-1] if len(found) > limit else None,
         )
-
-
-def _moment(micros: int | None) -> Any:
-    return None if micros is None else to_datetime(micros)

@@ -1,5 +1,5 @@
 -- The life of a job, top to bottom. Each block says which transition it makes and which index serves it.
--- PAUSED and BUCKET_OF(...) are written out in statements.py.
+-- PAUSED is written out in statements.py.
 -- Many-at-a-time only: a batch crosses to SQLite as one JSON array, because every call from Python hands over the
 -- interpreter lock. SQL as old as SQLite 3.37. Values are bound, never spliced.
 
@@ -163,7 +163,8 @@ WHERE true
 ON CONFLICT DO NOTHING;
 
 -- name: settle
--- running -> succeeded | queued | scheduled | dead | cancelled, for leases that still hold. Index: primary key.
+-- running -> succeeded | queued | scheduled | dead | cancelled, for leases that still hold. Index: primary key. A trigger
+-- counts each in durableq_tallies, which is why it comes after `insert_attempts`.
 UPDATE durableq_jobs SET
     state = outcome.state,
     attempt = attempt - outcome.handed_back,
@@ -186,27 +187,6 @@ FROM (
 WHERE durableq_jobs.seq = outcome.seq
     AND durableq_jobs.lease_no = outcome.lease_no
     AND durableq_jobs.state = 'running';
-
--- name: tally
--- Count tries by how they end, how long they ran and how long they had waited; fenced like the settle that follows.
--- Index: primary key.
-INSERT INTO durableq_tallies (at, queue, task, measure, bucket, count)
-WITH ended AS MATERIALIZED (
-    SELECT job.queue AS queue, job.task AS task,
-        CASE json_extract(value, '$[2]')
-            WHEN 'queued' THEN 'retried' WHEN 'scheduled' THEN 'retried' ELSE json_extract(value, '$[2]')
-        END AS measure,
-        :now - job.started_at AS ran, job.started_at - job.run_at AS waited
-    FROM json_each(:outcomes)
-    JOIN durableq_jobs AS job
-        ON job.seq = json_extract(value, '$[0]') AND job.lease_no = json_extract(value, '$[1]')
-        AND job.state = 'running'
-    WHERE NOT json_extract(value, '$[3]')
-)
-SELECT :minute, queue, task, measure, BUCKET_OF(ran) AS bucket, count(*) FROM ended GROUP BY queue, task, measure, bucket
-UNION ALL
-SELECT :minute, queue, task, 'waited', BUCKET_OF(waited) AS bucket, count(*) FROM ended GROUP BY queue, task, bucket
-ON CONFLICT DO UPDATE SET count = count + excluded.count;
 
 -- name: cancel_as_asked
 -- queued | scheduled -> cancelled, for what was asked to end while it ran: it does not go back to waiting.

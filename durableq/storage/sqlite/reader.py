@@ -53,7 +53,11 @@ class Reader:
         uri = f"file:{quote(str(self._location.path))}?mode=ro"
         connection = aiosqlite.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
         connection._thread.daemon = True  # an unclosed reader must never hold the process
-        await connection
-        connection.text_factory = readable
-        await connection.execute_fetchall("PRAGMA query_only=ON")
+        try:
+            await connection
+            connection.text_factory = readable
+            await connection.execute_fetchall("PRAGMA query_only=ON")
+        except BaseException:  # cancelled in the middle, nobody else would close it
+            connection.stop()
+            raise
         return connection

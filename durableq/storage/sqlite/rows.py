@@ -1,13 +1,14 @@
 """Models to rows and back: the one place that knows the order of columns and how instants are stored."""
 
-import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Any
+from datetime import datetime
+from math import isfinite
+from typing import Any, Final, TypeVar
 
 from pydantic_core import from_json, to_json
 
-from durableq.clock import from_datetime, to_datetime
+from durableq.clock import EPOCH, from_datetime, to_datetime
 from durableq.codec import checksum
 from durableq.models import (
     PLAIN,
@@ -30,6 +31,11 @@ from durableq.models import (
     Succeeded,
     UniqueClaim,
 )
+
+T = TypeVar("T")
+
+_SAYABLE: Final = range(-62_000_000_000_000_000, 250_000_000_000_000_000)
+"""Microseconds from 1970 to about the first and the last year that `datetime` knows."""
 
 
 def special_rows(jobs: Iterable[Job[Any]]) -> str:
@@ -142,24 +148,28 @@ def leases_from_json(text: str) -> list[Lease]:
     return [Lease._make(row) for row in from_json(text)]
 
 
+# -- rows to models ------------------------------------------------------------------------------------------
+# A damaged value is read as none: a job has to be seen, and can be deleted, because it is damaged.
+
+
 def job_from_row(row: Sequence[Any]) -> Job[Any]:
     """Build a job from the columns of ``job_columns``."""
     return Job(
-        id=row[0],
-        task=row[1],
-        queue=row[2],
-        priority=row[3],
+        id=_text(row[0]),
+        task=_text(row[1]),
+        queue=_text(row[2]),
+        priority=_number(row[3]),
         state=JobState(row[4]),
-        args_json=row[5],
-        max_attempts=row[6],
-        created_at=to_datetime(row[7]),
-        run_at=to_datetime(row[8]),
-        attempt=row[9],
-        crashes=row[10],
-        started_at=None if row[11] is None else to_datetime(row[11]),
-        finished_at=None if row[12] is None else to_datetime(row[12]),
-        result_json=row[13],
-        error=None if row[14] is None else JobError(row[14], row[15] or ""),
+        args_json=_text(row[5]),
+        max_attempts=_number(row[6]),
+        created_at=instant(row[7]) or EPOCH,
+        run_at=instant(row[8]) or EPOCH,
+        attempt=_number(row[9]),
+        crashes=_number(row[10]),
+        started_at=instant(row[11]),
+        finished_at=instant(row[12]),
+        result_json=None if row[13] is None else _text(row[13]),
+        error=None if row[14] is None else JobError(_text(row[14]), _text(row[15] or "")),
         extras=PLAIN if _is_plain(row) else _extras_from_row(row),
     )
 
@@ -170,17 +180,18 @@ def _is_plain(row: Sequence[Any]) -> bool:
 
 def _extras_from_row(row: Sequence[Any]) -> JobExtras:
     expires_at, deadline_at, key, covers, result_ttl, tags, settings_json, progress, cancel_requested_at = row[16:25]
-    settings = {} if settings_json is None else from_json(settings_json)
+    settings = _read(settings_json, dict) or {}
+    headers = settings.get("headers")
     return JobExtras(
-        expires_at=expires_at,
-        deadline_at=deadline_at,
-        timeout=settings.get("timeout"),
-        result_ttl=result_ttl,
-        unique=None if key is None else UniqueClaim(key, covers, "return"),
-        tags=() if tags is None else tuple(from_json(tags)),
-        headers=settings.get("headers", {}),
-        retry=settings.get("retry"),
-        progress=None if progress is None else Progress(*from_json(progress)),
+        expires_at=_micros(expires_at),
+        deadline_at=_micros(deadline_at),
+        timeout=_micros(settings.get("timeout")),
+        result_ttl=_micros(result_ttl),
+        unique=None if key is None else UniqueClaim(_text(key), _number(covers), "return"),
+        tags=tuple(map(_text, _read(tags, list) or ())),
+        headers={_text(name): _text(value) for name, value in headers.items()} if isinstance(headers, dict) else {},
+        retry=None if settings.get("retry") is None else _text(settings["retry"]),
+        progress=_progress(_read(progress, list)),
         cancel_requested=cancel_requested_at is not None,
     )
 
@@ -188,18 +199,69 @@ def _extras_from_row(row: Sequence[Any]) -> JobExtras:
 def attempt_from_row(row: Sequence[Any]) -> Attempt:
     return Attempt(
         lease_no=row[0],
-        attempt=row[1],
-        worker_id=row[2],
-        started_at=to_datetime(row[3]),
-        finished_at=to_datetime(row[4]),
-        error_type=row[5],
-        error_message=row[6],
-        traceback=row[7],
+        attempt=_number(row[1]),
+        worker_id=_number(row[2]),
+        started_at=instant(row[3]) or EPOCH,
+        finished_at=instant(row[4]) or EPOCH,
+        error_type=_text(row[5]),
+        error_message=_text(row[6]),
+        traceback=_text(row[7]),
     )
 
 
 def log_from_row(row: Sequence[Any]) -> LogLine:
-    return LogLine(lease_no=row[0], at=to_datetime(row[1]), message=row[2])
+    return LogLine(lease_no=row[0], at=instant(row[1]) or EPOCH, message=_text(row[2]))
+
+
+def audit_from_row(row: Sequence[Any]) -> AuditEntry:
+    return AuditEntry(
+        at=instant(row[0]) or EPOCH,
+        who=_text(row[1]),
+        action=_text(row[2]),
+        job_id=_text(row[3]),
+        detail=_read(row[4], dict) or {},
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _micros(value: Any) -> int | None:
+    """An instant or a duration that `datetime` and `timedelta` can say."""
+    return value if isinstance(value, int) and value in _SAYABLE else None
+
+
+def instant(value: Any) -> datetime | None:
+    """Return a stored instant; None for none, and for what is no moment that `datetime` knows."""
+    micros = _micros(value)
+    return None if micros is None else to_datetime(micros)
+
+
+def _read(text: Any, kind: type[T]) -> T | None:
+    """A JSON value of this kind, or None."""
+    if text is None:
+        return None
+    try:
+        value = from_json(text)
+    except (ValueError, TypeError):
+        return None
+    return value if isinstance(value, kind) else None
+
+
+def _progress(values: list[Any] | None) -> Progress | None:
+    match values:
+        case [int() | float() as done, int() | float() | None as total, str() | None as message]:
+            is_sayable = all(number is None or isfinite(number) for number in (done, total))
+            return Progress(done, total, message) if is_sayable else None
+    return None
+
+
+# -- models to rows, and what running jobs say ---------------------------------------------------------------
 
 
 def progress_json(progress: Sequence[tuple[LeaseKey, Progress]]) -> str:
@@ -210,10 +272,6 @@ def progress_json(progress: Sequence[tuple[LeaseKey, Progress]]) -> str:
 def logs_json(logs: Sequence[tuple[LeaseKey, int, int, str]]) -> str:
     """Return what ``insert_logs`` reads, from (lease, number of the line, instant, message)."""
     return to_json([(*key, no, at, message) for key, no, at, message in logs]).decode()
-
-
-def audit_from_row(row: Sequence[Any]) -> AuditEntry:
-    return AuditEntry(at=to_datetime(row[0]), who=row[1], action=row[2], job_id=row[3], detail=json.loads(row[4]))
 
 
 def leases_of_worker(connection: sqlite3.Connection, sql: str, worker_id: int) -> list[Lease]:

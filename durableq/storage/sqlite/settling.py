@@ -13,7 +13,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from durableq.clock import SECOND
 from durableq.errors import InvariantBroken
 from durableq.models import Cancelled, Dead, Job, Lease, Outcome, Retried, Succeeded
 from durableq.storage.protocol import Plan
@@ -99,7 +98,6 @@ class Written(NamedTuple):
 
 def settle(connection: sqlite3.Connection, settlement: Settlement, now: int) -> Written:
     """Write outcomes, fenced. Follow it by `check_settled`."""
-    connection.execute(SQL["tally"], {"outcomes": settlement.outcomes, "now": now, "minute": minute_of(now)})
     noted = 0
     if settlement.attempts is not None:
         noted = connection.execute(SQL["insert_attempts"], {"attempts": settlement.attempts, "now": now}).rowcount
@@ -110,11 +108,6 @@ def settle(connection: sqlite3.Connection, settlement: Settlement, now: int) -> 
     if settlement.special is not None:
         connection.execute(SQL["note_end"], {"seqs": settlement.special})
     return Written(held, noted, cancelled)
-
-
-def minute_of(now: int) -> int:
-    """Return the begin of a minute, in seconds, for microseconds since the epoch."""
-    return now // (60 * SECOND) * 60
 
 
 def check_settled(settlement: Settlement, written: Written, lost: Collection[int] = ()) -> None:
@@ -135,12 +128,11 @@ def numbers_in(array: str) -> int:
     return array.count(",") + 1 if array != "[]" else 0
 
 
-def completion(settlement: Settlement, now: int) -> Plan[bool]:
+def completion(settlement: Settlement) -> Plan[bool]:
     """Settle successes on another connection; return whether all leases still hold. If not, nothing is written."""
     found = yield SQL["lost_leases"], {"outcomes": settlement.outcomes}
     if found[0][0] != "[]":
         return False
-    yield SQL["tally"], {"outcomes": settlement.outcomes, "now": now, "minute": minute_of(now)}
     yield SQL["settle"], {"outcomes": settlement.outcomes}
     if settlement.special is not None:
         yield SQL["note_end"], {"seqs": settlement.special}

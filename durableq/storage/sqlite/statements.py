@@ -1,12 +1,8 @@
 """The SQL of ``queries.sql``, loaded once, by name."""
 
-import re
 from functools import cache
 from importlib import resources
 from typing import Final
-
-from durableq.clock import SECOND
-from durableq.history import BUCKETS
 
 _MARK: Final = "-- name: "
 _LEASE_COLUMNS: Final = (
@@ -18,20 +14,13 @@ _LEASE_COLUMNS: Final = (
 _PAUSED: Final = "(SELECT name FROM durableq_queues WHERE paused_at IS NOT NULL)"
 
 
-def _bucket_of(match: re.Match[str]) -> str:
-    """The number of the bucket that a duration in microseconds falls into."""
-    cases = " ".join(f"WHEN {match[1]} <= {round(end * SECOND)} THEN {number}" for number, end in enumerate(BUCKETS))
-    return f"CASE {cases} ELSE {len(BUCKETS)} END"
-
-
 def _load() -> dict[str, str]:
     text = resources.files(__package__).joinpath("queries.sql").read_text(encoding="utf-8")
     blocks: dict[str, str] = {}
     for block in text.split(_MARK)[1:]:
         name, _, body = block.partition("\n")
         lines = [line for line in body.splitlines() if not line.startswith("--")]
-        statement = "\n".join(lines).strip().replace(" IN PAUSED", f" IN {_PAUSED}")
-        blocks[name.strip()] = re.sub(r"BUCKET_OF\((\w+)\)", _bucket_of, statement)
+        blocks[name.strip()] = "\n".join(lines).strip().replace(" IN PAUSED", f" IN {_PAUSED}")
     return blocks
 
 

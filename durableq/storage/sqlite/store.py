@@ -401,9 +401,8 @@ class SqliteStorage(Looking):
         return (yield from insertion.insertion(batch))
 
     def completing(self, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]) -> Plan[None]:
-        now = self._clock.wall()
-        settlement = settling.settlement_of([(lease, Succeeded(result_json))], now)
-        if not (yield from settling.completion(settlement, now)):
+        settlement = settling.settlement_of([(lease, Succeeded(result_json))], self._clock.wall())
+        if not (yield from settling.completion(settlement)):
             raise JobConflict(lease.id, "no longer this attempt's", wanted=("running",), action="complete")
         if follow_ups:
             batch = insertion.batch_of(follow_ups)

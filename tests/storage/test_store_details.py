@@ -1,0 +1,232 @@
+"""What a queue asks of its storage: who is woken by it, who is told, and what comes back."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durableq.clock import to_micros
+from durableq.errors import (
+    QueueNotRunning,
+)
+from durableq.models import Job, JobExtras, JobFilter, JobState
+from durableq.storage.protocol import Storage
+from durableq.storage.sqlite import host, lookout
+from durableq.storage.sqlite.connection import (
+    Location,
+    connect,
+)
+from durableq.storage.sqlite.sharing import acquire_writer, release_writer
+from durableq.storage.sqlite.statements import SQL
+from durableq.testing import ManualClock
+from tests.storage.support import DEAD, DONE, LEASE, Backend, claim, runs_again, stored
+from tests.support import eventually
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> Location:
+    return Location(tmp_path / "jobs.db")
+
+
+def names_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
+class Woken:
+    """A worker that notes when it is woken, with what."""
+
+    def __init__(self, backend: Backend, storage: Storage, worker_id: int, calls: list[bool]) -> None:
+        self.backend, self.storage, self.worker_id, self.calls = backend, storage, worker_id, calls
+
+    async def after(self, act: Awaitable[object]) -> list[bool]:
+        """How it was woken by what is done, once all that was done before has been told."""
+        await self.storage.exchange([], None)
+        self.calls.clear()
+        await act
+        await self.storage.exchange([], None)
+        return self.calls
+
+
+@pytest.fixture
+async def woken(backend: Backend) -> Woken:
+    calls: list[bool] = []
+    storage = await backend.open()
+    worker_id = await storage.register(calls.append)
+    return Woken(backend, storage, worker_id, calls)
+
+
+async def test_a_job_that_is_retried_by_hand_wakes_the_worker(woken: Woken) -> None:
+    [dead] = await woken.backend.finished(woken.storage, DEAD)
+    assert await woken.after(woken.storage.retry(dead.id, who="ann")) == [False]
+
+
+async def test_a_renewal_that_hands_jobs_back_wakes_the_worker_and_no_other_does(woken: Woken) -> None:
+    await woken.backend.claimed(woken.storage)
+
+    def renewal() -> Awaitable[object]:
+        expires_at = woken.backend.clock.boot() + to_micros(LEASE)
+        return asyncio.to_thread(woken.storage.renew, expires_at, ())
+
+    assert await woken.after(renewal()) == [], "it may be on its way still"
+    assert await woken.after(renewal()) == [False]
+    assert await woken.after(renewal()) == []
+    assert len(await claim(woken.storage)) == 1
+
+
+@pytest.fixture
+def no_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let storages that are opened from now on not find out by themselves what others have committed."""
+    monkeypatch.setattr(lookout, "LOOK_SECONDS", 60.0)
+
+
+async def test_all_workers_of_a_process_are_woken_until_they_leave(backend: Backend) -> None:
+    storages, calls = [await backend.open() for _ in range(2)], list[int]()
+    for number, storage in enumerate(storages):
+        await storage.register(lambda new_names, number=number: calls.append(number))  # type: ignore[misc]
+    await storages[0].exchange([], None)  # that they have come has been told
+    calls.clear()
+    await backend.added(storages[0])
+    await eventually(lambda: {0, 1} <= set(calls))
+    await storages[0].deregister()
+    await storages[1].exchange([], None)
+    calls.clear()
+    await backend.added(storages[1])
+    await eventually(lambda: bool(calls))
+    assert set(calls) == {1}
+
+
+async def test_a_ring_at_the_door_wakes_the_worker_for_work_alone(woken: Woken, location: Location) -> None:
+    ringer = host.Ringer(location.directory)
+    try:
+        assert await woken.after(asyncio.to_thread(ringer.ring, woken.worker_id)) in ([], [False])
+        await eventually(lambda: bool(woken.calls))
+        assert set(woken.calls) == {False}
+    finally:
+        ringer.close()
+
+
+async def test_the_next_page_holds_only_what_was_asked_for(backend: Backend, storage: Storage) -> None:
+    jobs = [await backend.added(storage, queue=queue) for queue in ("mail", "other", "mail", "other", "mail")]
+    wanted, cursor, pages = JobFilter(queue="mail"), None, []
+    for _ in range(3):
+        page = await storage.find(wanted, cursor=cursor, limit=1)
+        pages += page.jobs
+        cursor = page.next_cursor
+    assert pages == [job for [job] in jobs[::-1] if job.queue == "mail"]
+    assert cursor is None
+
+
+async def test_many_jobs_are_retried_together_up_to_the_limit_and_wake_the_worker(woken: Woken) -> None:
+    await woken.backend.finished(woken.storage, DEAD, count=130, task="tasks:many")
+
+    async def retried(limit: int) -> int:
+        return await woken.storage.retry_matching(JobFilter(task="tasks:many"), who="ann", limit=limit)
+
+    assert await retried(120) == 120
+    assert set(await woken.after(retried(5))) == {False}
+    assert await retried(100) == 5
+
+
+async def test_the_condition_tells_who_shares_the_file_and_how_large_it_is(
+    backend: Backend, location: Location
+) -> None:
+    storage = backend.new_storage()
+    condition = storage.condition()
+    assert (condition.is_shared, condition.database_bytes, condition.log_bytes) == (False, None, 0)
+    storage = await backend.worker()
+    await backend.added(storage)
+    condition = storage.condition()
+    assert (condition.is_shared, condition.database_bytes) == (False, location.path.stat().st_size)
+    assert condition.log_bytes == location.wal.stat().st_size
+    with contextlib.closing(connect(location)) as other:
+        other.execute(SQL["register_worker"], {"pid": 1, "boot_id": "boot", "expires_at": None, "now": 0})
+    await eventually(lambda: storage.condition().is_shared)
+
+
+async def test_jobs_that_are_taken_back_wake_the_worker(no_looks: None, woken: Woken) -> None:
+    [lease] = await woken.backend.claimed(woken.storage)
+    with contextlib.closing(connect(Location(Path(woken.backend.url)))) as other:
+        other.execute("UPDATE durableq_jobs SET worker_id = 99")  # nobody is registered by that number
+    assert await woken.after(woken.storage.reap(runs_again)) == [False]
+    assert (await stored(woken.storage, lease.id)).state is JobState.QUEUED
+
+
+def expiring(backend: Backend) -> Job[Any]:
+    """A job that should have been started by now."""
+    return replace(backend.job(), extras=JobExtras(expires_at=backend.clock.wall() - 1))
+
+
+@pytest.mark.parametrize("way", ["reaped", "overdue", "cancelled"])
+async def test_whoever_waits_is_told_at_once_of_jobs_that_no_worker_finished(
+    no_looks: None, backend: Backend, way: str
+) -> None:
+    storage = await backend.worker()
+    [running] = await backend.claimed(storage)
+    await storage.insert([waiting := expiring(backend)])
+    with contextlib.closing(connect(Location(Path(backend.url)))) as other:
+        other.execute("UPDATE durableq_jobs SET worker_id = 99 WHERE id = ?", (running.id,))
+    looks: list[str] = []
+    unwatch = storage.watch(lambda: looks.append(way))
+    await storage.exchange([], None)
+    looks.clear()
+    if way == "reaped":
+        assert await storage.reap(lambda lease, reason, charged: DEAD)
+    elif way == "overdue":
+        assert await storage.give_up_overdue(lambda lease, now: DEAD, 10)
+    else:
+        await storage.cancel(waiting.id, who="ann")
+    await storage.exchange([], None)
+    assert looks == [way]
+    unwatch()
+
+
+async def test_all_queues_of_a_process_are_told_until_they_leave_and_keep_their_other_bell(
+    backend: Backend, location: Location
+) -> None:
+    storages = [await backend.worker() for _ in range(2)]
+    bells = names_in(location.directory)
+    looks: list[int] = []
+    unwatch = [storage.watch(partial(looks.append, number)) for number, storage in enumerate(storages)]
+    await backend.finished(storages[0], DONE)
+    await eventually(lambda: {0, 1} <= set(looks))
+    for leave in unwatch:
+        leave()
+    assert sorted(names_in(location.directory)) == sorted(bells)
+
+
+async def test_a_writer_that_nobody_needs_any_more_sleeps_until_it_is_woken(
+    backend: Backend, location: Location
+) -> None:
+    storage = await backend.open()
+    writer = acquire_writer(location, backend.clock)
+    unwatch = storage.watch(lambda: None)
+    found = [writer.lookout.sleep_seconds() is None]
+    unwatch()
+    assert [*found, writer.lookout.sleep_seconds() is None] == [False, True]
+    release_writer(writer)
+
+
+async def test_a_storage_that_is_not_open_says_so(backend: Backend) -> None:
+    storage = await backend.open()
+    await storage.close()
+    with pytest.raises(QueueNotRunning, match=f"the queue on {backend.url} is not running"):
+        storage.insert([backend.job()])
+
+
+async def test_the_longest_wait_is_told_in_seconds_and_is_never_negative(
+    backend: Backend, storage: Storage, clock: ManualClock
+) -> None:
+    assert await storage.longest_wait() is None
+    await backend.added(storage)
+    clock.advance(2.5)
+    await backend.added(storage)
+    assert await storage.longest_wait() == 2.5
+    clock.step_wall(-60)
+    assert await storage.longest_wait() == 0
+    await claim(storage)
+    assert await storage.longest_wait() is None
