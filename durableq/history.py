@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple
 
+from durableq.errors import ConfigurationError
+
 Measure = Literal["succeeded", "retried", "dead", "cancelled", "waited"]
 """How a try ended, counted by how long it ran; or ``waited``: a try by how long it had been due before it started."""
 
@@ -98,12 +100,16 @@ class History:
     queues: Sequence[QueueFigures]
 
 
+LONGEST: Final = timedelta(days=7)
+_STEPS: Final = ((timedelta(hours=3), 1), (timedelta(hours=6), 5), (timedelta(hours=24), 15), (LONGEST, 60))
+"""Windows, and the minutes of their steps: never finer than what is kept of that age."""
+
+
 def step_of(window: timedelta) -> timedelta:
-    """Return the step in which a window is shown: a minute up to three hours, then a 90th or so of it."""
-    for minutes in (1, 5, 15, 60, 120, 360):
-        if window <= timedelta(minutes=minutes * 180):
-            return timedelta(minutes=minutes)
-    return timedelta(days=1)
+    """Return the step in which a window is shown. Raises `ConfigurationError` for none, and more than 7 days."""
+    if not timedelta() < window <= LONGEST:
+        raise ConfigurationError(f"expected a window of more than nothing and at most 7 days, got {window}")
+    return next(timedelta(minutes=minutes) for longest, minutes in _STEPS if window <= longest)
 
 
 def history_of(tallies: Iterable[Tally], until: datetime, window: timedelta) -> History:
@@ -115,7 +121,7 @@ def history_of(tallies: Iterable[Tally], until: datetime, window: timedelta) -> 
     total, by_start = _Sum(), defaultdict[int, _Sum](_Sum)
     by_task, by_queue = defaultdict[str, _Sum](_Sum), defaultdict[str, _Sum](_Sum)
     for tally in tallies:
-        if tally.at >= starts[0]:
+        if starts[0] <= tally.at < last + seconds:
             for one in (total, by_start[tally.at // seconds * seconds], by_task[tally.task], by_queue[tally.queue]):
                 one.add(tally)
     empty = _Sum()
@@ -148,8 +154,8 @@ def quantile(buckets: Counter[int], share: float) -> float | None:
     below = 0
     for bucket in sorted(buckets):
         if below + buckets[bucket] >= wanted:
-            low = BUCKETS[bucket - 1] if bucket else 0.0
-            high = BUCKETS[bucket] if bucket < len(BUCKETS) else low
+            low = BUCKETS[min(bucket, len(BUCKETS)) - 1] if bucket > 0 else 0.0
+            high = BUCKETS[bucket] if 0 <= bucket < len(BUCKETS) else low
             return low + (high - low) * (wanted - below) / buckets[bucket]
         below += buckets[bucket]
     return None

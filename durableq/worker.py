@@ -112,8 +112,9 @@ class Worker:
         self._trip: _Trip | None = None
         """The round trip that is under way."""
         self._is_setting_out = False
-        self._lingers_until: float | None = None
-        """Loop time until which what finished waits for company."""
+        self._lingering: asyncio.TimerHandle | None = None
+        """Set while what finished waits for company, and when it has waited enough."""
+        self._has_lingered = False
         self._is_quiet = True
         """Few jobs came with the latest claim."""
         self._is_evicted = False
@@ -209,7 +210,7 @@ class Worker:
 
     def hurry(self) -> None:
         """Somebody is about to wait for the end of a job: let nothing that finished wait for company."""
-        if self._lingers_until is not None:
+        if self._lingering is not None:
             self._wake.set()
 
     @property
@@ -233,6 +234,7 @@ class Worker:
                     pass
         finally:
             self._storage.before_adding(None)
+            self._stop_lingering()
         ended.set()
 
     async def _exchange_once(self) -> bool:
@@ -244,7 +246,7 @@ class Worker:
         trip = self._trip or self._set_out()
         if trip is None:
             return False
-        self._lingers_until = None
+        self._stop_lingering()
         exchanged = await self._back_from(trip)
         self._notebook.written(trip.notes)
         self._settler.written(trip.batch, exchanged.lost)
@@ -263,14 +265,23 @@ class Worker:
         Only a few plain successes, that nobody waits for; and only where this process' additions take a round trip
         along.
         """
-        loop = asyncio.get_running_loop()
         can_wait = self._settler.has_only_successes(_QUIET_LEASES) and self._storage.has_no_audience
         if self._is_stopping or not can_wait or self._claim_request() is not None:
             return False
-        if self._lingers_until is None:
-            self._lingers_until = loop.time() + _LINGER_SECONDS
-            loop.call_at(self._lingers_until, self._wake.set)
-        return loop.time() < self._lingers_until
+        if self._lingering is None:
+            self._has_lingered = False
+            # The timer says that it is time. The clock may differ: that of uvloop stands still within a turn.
+            self._lingering = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._linger_no_more)
+        return not self._has_lingered
+
+    def _linger_no_more(self) -> None:
+        self._has_lingered = True
+        self._wake.set()
+
+    def _stop_lingering(self) -> None:
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
 
     def _set_out(self) -> "_Trip | None":
         """Hand over what finished, and a claim for what there is room for; None when there is neither."""

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from durableq.errors import ConfigurationError
 from durableq.history import BUCKETS, ENDINGS, Figures, Tally, history_of, quantile, step_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -61,12 +62,23 @@ def test_the_share_of_successes_leaves_out_what_was_cancelled() -> None:
         (timedelta(hours=6), timedelta(minutes=5)),
         (timedelta(days=1), timedelta(minutes=15)),
         (timedelta(days=7), timedelta(hours=1)),
-        (timedelta(days=700), timedelta(days=1)),
+        (timedelta(hours=12), timedelta(minutes=15)),
+        (timedelta(hours=36), timedelta(hours=1)),
     ],
 )
 def test_longer_windows_have_longer_steps(window: timedelta, step: timedelta) -> None:
     assert step_of(window) == step
-    assert len(history_of([], NOON, window).points) <= 701
+    assert len(history_of([], NOON, window).points) == -(-window // step) <= 180
+
+
+@pytest.mark.parametrize("window", [timedelta(), timedelta(seconds=-1), timedelta(days=8)])
+def test_a_window_that_is_not_kept_is_refused(window: timedelta) -> None:
+    with pytest.raises(ConfigurationError, match="at most 7 days"):
+        history_of([], NOON, window)
+
+
+def test_what_a_clock_that_was_ahead_has_counted_is_left_out() -> None:
+    assert history_of([tally(-3600)], NOON, HOUR).total == Figures()
 
 
 @pytest.mark.parametrize(

@@ -94,16 +94,19 @@ class Pruner:
     async def prune(self) -> None:
         """Delete all that is past its retention now. Raises `StorageError`."""
         now = to_datetime(self._clock.wall())
-        await self._condense_tallies(now)
         for state, kept in self._retention.items():
             if kept is not None:
                 await self._prune_before(state, now - kept)
         await self._drop_results()
+        await self._condense_tallies(now)
 
     async def _condense_tallies(self, now: datetime) -> None:
         """Every so often only: it looks at all that are not condensed yet."""
         if self._condensed_at is None or not timedelta() <= now - self._condensed_at < CONDENSE_EVERY:
-            await self._storage.condense_tallies(now)
+            has_more = True
+            while has_more:
+                has_more = await self._storage.condense_tallies(now)
+                await asyncio.sleep(_BREATH_SECONDS)
             self._condensed_at = now
 
     async def _prune_before(self, state: JobState, before: datetime) -> None:

@@ -217,8 +217,11 @@ class Storage(Protocol):
         """Delete up to ``limit`` jobs that finished in ``state`` before that moment; return how many."""
         ...
 
-    async def condense_tallies(self, now: datetime) -> None:
-        """Sum up tallies of more than a day ago by the hour, and delete those of more than 8 days ago."""
+    async def condense_tallies(self, now: datetime) -> bool:
+        """Sum up tallies of longer ago, a bounded number at a time, and delete those of more than 8 days ago.
+
+        Returns whether there is more to do.
+        """
         ...
 
     # -- looking -------------------------------------------------------------------------------------------

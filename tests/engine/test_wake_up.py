@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from durableq import DurableQ, JobState, call
 from durableq.adding import Adding
 from durableq.events import JobStarted, JobSucceeded, LeaseLost, UnknownTasks
+from durableq.storage.sqlite.lookout import Lookout
 from durableq.storage.sqlite.statements import SQL
-from tests.engine.helpers import collect, finished
+from tests.engine.helpers import collect, finished, in_state
 from tests.engine.processes import program
 from tests.storage.faults import FailingCommits, record_statements
 from tests.support import eventually
@@ -166,6 +168,56 @@ async def test_the_end_of_a_job_that_somebody_waits_for_waits_for_nobody(
         for number in range(ROUNDS):
             job = await dq.add_task(echo, number)
             assert await dq.result(job, timeout=2) == number
+
+
+async def test_what_another_process_added_is_found_though_the_first_look_failed(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dq = DurableQ(database)
+    dq.task(name="echo")(echo)
+    async with dq.running():
+        await finished(dq, await dq.add_task(echo, 0))
+        fails, read = [True], Lookout._read_names
+
+        def read_names(lookout: Lookout, connection: sqlite3.Connection) -> bool:
+            if fails:
+                fails.pop()
+                raise sqlite3.OperationalError("database is locked")
+            return read(lookout, connection)
+
+        monkeypatch.setattr(Lookout, "_read_names", read_names)
+        with program(database, worker=False) as producer:
+            added = await asyncio.to_thread(producer.tell, "echo", 1)
+            assert (await dq.wait(added["id"], timeout=5)).result == 1
+        assert not fails
+
+
+async def test_the_limits_of_a_job_begin_anew_though_nobody_waited_for_its_retry(database: Path) -> None:
+    dq = DurableQ(database)
+    task = dq.task(name="echo", expires=0.5)(echo)
+    async with dq.running():
+        await dq.pause("default")
+        job = await dq.cancel(await dq.add_task(task, 1))
+        retrying = asyncio.create_task(dq.retry(job))
+        await asyncio.sleep(0)
+        retrying.cancel()
+        await in_state(dq, job, JobState.QUEUED)
+        assert (await in_state(dq, job, JobState.CANCELLED, within=5)).error is not None
+
+
+def test_an_end_is_stored_soon_also_on_a_loop_whose_clock_stands_still_within_a_turn(database: Path) -> None:
+    async def run() -> None:
+        dq = DurableQ(database)
+        dq.task(name="echo")(echo)
+        ends: list[JobSucceeded] = []
+        dq.events.subscribe(JobSucceeded, ends.append)
+        async with dq.running():
+            for number in range(200):
+                await dq.add_task(echo, number)
+                await eventually(lambda number=number: len(ends) > number, within=5)  # type: ignore[misc]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 async def test_jobs_that_come_while_the_worker_is_on_its_way_are_not_forgotten(database: Path) -> None:

@@ -179,8 +179,8 @@ class Tallying:
             clock.advance(3600)
             await backend.finished(storage, DEAD)
             clock.advance(60)
-        await storage.condense_tallies(clock.now)
-        await storage.condense_tallies(clock.now)
+        while await storage.condense_tallies(clock.now):
+            pass
         found = await self.tallies(storage)
         numbers = Counter[str]()
         for one in found:
@@ -192,7 +192,7 @@ class Tallying:
         assert any(at % 3600 for age, at in ages if age < 24 * 3600)
         assert any(at % 900 for age, at in ages if age < 6 * 3600), "the latest are as fine as before"
         clock.advance(timedelta(days=8))
-        await storage.condense_tallies(clock.now)
+        assert not await storage.condense_tallies(clock.now)
         assert await self.tallies(storage) == []
 
 

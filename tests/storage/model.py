@@ -203,6 +203,8 @@ class Model:
         if isinstance(outcome, Snoozed | Released):
             job.attempt -= 1
         state = ENDS.get(type(outcome), JobState.QUEUED)
+        if isinstance(outcome, Released | Retried):
+            job.run_at = self.now
         if isinstance(outcome, Retried | Snoozed) and outcome.run_at is not None:
             job.run_at = to_datetime(outcome.run_at)
             state = JobState.SCHEDULED if job.run_at > self.now else JobState.QUEUED

@@ -122,8 +122,8 @@ def test_what_a_worker_reads_of_a_job_counts_from_when_it_was_added() -> None:
     ("outcome", "row", "is_final", "is_ready", "next_run"),
     [
         (Succeeded("7"), ["succeeded", 0, 0, None, NOW, "7", None, None], True, False, None),
-        (Released(), ["queued", 1, 0, None, None, None, None, None], False, True, None),
-        (Retried(BOOM, None), ["queued", 0, 0, None, None, None, "ValueError", "boom"], False, True, None),
+        (Released(), ["queued", 1, 0, NOW, None, None, None, None], False, True, None),
+        (Retried(BOOM, None), ["queued", 0, 0, NOW, None, None, "ValueError", "boom"], False, True, None),
         (Retried(BOOM, NOW), ["queued", 0, 0, NOW, None, None, "ValueError", "boom"], False, True, NOW),
         (
             Retried(BOOM, NOW + 1, crashed=True),
@@ -316,7 +316,7 @@ def test_a_filter_becomes_conditions_and_values() -> None:
         " AND state = 'dead' AND task = :task AND queue = :queue AND error_type = :error_type"
         " AND created_at >= :created_after AND created_at < :created_before"
         " AND finished_at >= :finished_after AND finished_at < :finished_before"
-        " AND tags IS NOT NULL AND :tag IN (SELECT value FROM json_each(tags))"
+        " AND json_valid(tags) AND :tag IN (SELECT value FROM json_each(tags))"
     )
     at = from_datetime(MOMENT)
     assert values == {

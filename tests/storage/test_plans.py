@@ -67,7 +67,7 @@ DUE = {"now": 0, "limit": 500}
 LOGS = json.dumps([[1, 1, 1, 5, "line"]])
 REPLACEMENTS = json.dumps([["x", json.loads(SPECIAL_JOB)[0]]])
 
-RETRYABLE = searching.oldest_first(DEAD, searching.RETRYABLE, after=0, limit=100)
+RETRYABLE = searching.oldest_first(DEAD, searching.RETRYABLE, after=0, until=10**9, limit=100)
 
 SPECIAL = [
     pytest.param(SQL["unique_conflicts"], {"claims": PAIRS}, "durableq_jobs_unique", id="unique conflicts"),
@@ -117,9 +117,11 @@ def database(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 def retry_all(connection: sqlite3.Connection, where: JobFilter) -> int:
     """Retry the oldest hundred that match, as the storage does."""
-    found = connection.execute(*searching.oldest_first(where, searching.RETRYABLE, after=0, limit=100)).fetchall()
+    found = connection.execute(
+        *searching.oldest_first(where, searching.RETRYABLE, after=0, until=10**9, limit=100)
+    ).fetchall()
     act = partial(transitions.retry, who="ann", args_json=None)
-    return transitions.to_each(connection, where, seqs=json.dumps([seq for seq, _ in found]), act=act, now=0)
+    return transitions.to_each(connection, where, seqs=json.dumps([seq for (seq,) in found]), act=act, now=0)
 
 
 def plan(connection: sqlite3.Connection, statement: str, values: dict[str, Any]) -> list[str]:

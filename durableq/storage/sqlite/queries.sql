@@ -319,9 +319,9 @@ WHERE state = 'running' AND worker_id NOT IN (SELECT id FROM durableq_workers);
 UPDATE durableq_jobs SET
     state = 'queued', attempt = 0, crashes = 0, run_at = :now, started_at = NULL, finished_at = NULL, result = NULL,
     error_type = NULL, error_message = NULL, progress = NULL, cancel_requested_at = NULL, result_expires_at = NULL,
-    expires_at = :now + json_extract(settings, '$.expires'),
-    deadline_at = :now + json_extract(settings, '$.deadline'),
-    unique_key = coalesce(unique_key, json_extract(settings, '$.unique')),
+    expires_at = CASE WHEN json_valid(settings) THEN :now + json_extract(settings, '$.expires') END,
+    deadline_at = CASE WHEN json_valid(settings) THEN :now + json_extract(settings, '$.deadline') END,
+    unique_key = coalesce(unique_key, CASE WHEN json_valid(settings) THEN json_extract(settings, '$.unique') END),
     args = coalesce(:args, args), checksum = coalesce(:checksum, checksum)
 WHERE id = :id;
 
@@ -524,19 +524,24 @@ SELECT at / :step * :step AS begin, queue, task, measure, bucket, sum(count) FRO
 WHERE at >= :since AND (:queue IS NULL OR queue = :queue) AND (:task IS NULL OR task = :task)
 GROUP BY begin, queue, task, measure, bucket;
 
+-- name: oldest_fine_tally
+-- Before some moment: the first that is finer than a span. Index: primary key.
+SELECT min(at) FROM durableq_tallies WHERE at < :before AND at % :span <> 0;
+
 -- name: condense_tallies
--- Sums up those before some moment by a longer span; `drop_condensed` follows.
+-- Sums up those of one span; `drop_condensed` follows. Index: primary key.
 INSERT INTO durableq_tallies (at, queue, task, measure, bucket, count)
-SELECT at / :span * :span AS begin, queue, task, measure, bucket, sum(count) FROM durableq_tallies
-WHERE at < :before AND at % :span <> 0
-GROUP BY begin, queue, task, measure, bucket
+SELECT :begin, queue, task, measure, bucket, sum(count) FROM durableq_tallies
+WHERE at > :begin AND at < :begin + :span
+GROUP BY queue, task, measure, bucket
 ON CONFLICT DO UPDATE SET count = count + excluded.count;
 
 -- name: drop_condensed
-DELETE FROM durableq_tallies WHERE at < :before AND at % :span <> 0;
+DELETE FROM durableq_tallies WHERE at > :begin AND at < :begin + :span;
 
 -- name: drop_tallies
-DELETE FROM durableq_tallies WHERE at < :before;
+-- Too old, or of a clock that was ahead. Index: primary key.
+DELETE FROM durableq_tallies WHERE at < :before OR at > :after;
 
 -- name: audit
 -- Index: primary key.

@@ -117,10 +117,11 @@ def outcome_row(lease: Lease, outcome: Outcome, now: int) -> tuple[Any, ...]:
         case Succeeded():
             return (*key, JobState.SUCCEEDED, 0, 0, None, now, outcome.result_json, None, None)
         case Released():
-            return (*key, JobState.QUEUED, 1, 0, None, None, None, None, None)
+            return (*key, JobState.QUEUED, 1, 0, now, None, None, None, None)
         case Retried(failure, run_at, crashed):
             state = JobState.QUEUED if is_ready_again(outcome, now) else JobState.SCHEDULED
-            return (*key, state, 0, int(crashed), run_at, None, None, failure.type, failure.message)
+            due = now if run_at is None else run_at  # it waits from now on, not since it was first due
+            return (*key, state, 0, int(crashed), due, None, None, failure.type, failure.message)
         case Dead(failure, crashed):
             return (*key, JobState.DEAD, 0, int(crashed), None, now, None, failure.type, failure.message)
         case Cancelled(failure):

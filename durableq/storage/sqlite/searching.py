@@ -38,7 +38,7 @@ def matching(where: JobFilter) -> Matching:
         conditions.insert(0, f"state = '{JobState(where.state).value}'")
     _add_moments(where, conditions, values)
     if where.tag is not None:
-        conditions.append("tags IS NOT NULL AND :tag IN (SELECT value FROM json_each(tags))")
+        conditions.append("json_valid(tags) AND :tag IN (SELECT value FROM json_each(tags))")
         values["tag"] = where.tag
     if where.error_text is not None:
         conditions.append("error_message LIKE :error_text ESCAPE '\\'")
@@ -117,14 +117,18 @@ UNFINISHED: Final = " AND seq IN ({})".format(
 FINISHED: Final = " AND finished_at IS NOT NULL"
 RETRYABLE: Final = (
     " AND NOT EXISTS (SELECT 1 FROM durableq_jobs AS holder"
-    " WHERE holder.unique_key = json_extract(durableq_jobs.settings, '$.unique')"
+    " WHERE json_valid(durableq_jobs.settings)"
+    " AND holder.unique_key = json_extract(durableq_jobs.settings, '$.unique')"
     " AND holder.seq <> durableq_jobs.seq)"
 )
 """Leaves out those whose unique key another job holds. Index: unique."""
 
 
-def oldest_first(where: JobFilter, hint: str, *, after: int, limit: int) -> tuple[str, dict[str, Any]]:
-    """Return the query for ``seq`` and id of jobs that match, from above ``after``."""
+def oldest_first(where: JobFilter, hint: str, *, after: int, until: int, limit: int) -> tuple[str, dict[str, Any]]:
+    """Return the query for the ``seq`` of jobs that match, from above ``after`` to ``until``."""
     conditions, values = matching(where)
-    sql = f"SELECT seq, id FROM durableq_jobs WHERE seq > :after{conditions}{hint} ORDER BY seq LIMIT :limit"
-    return sql, values | {"after": after, "limit": limit}
+    sql = (
+        f"SELECT seq FROM durableq_jobs WHERE seq > :after AND seq <= :until{conditions}{hint} "
+        "ORDER BY seq LIMIT :limit"
+    )
+    return sql, values | {"after": after, "until": until, "limit": limit}

@@ -60,6 +60,8 @@ T = TypeVar("T")
 
 AT_ONCE: Final = 100
 """Jobs that people change together, in one transaction."""
+LOOKED_AT_ONCE: Final = 20_000
+"""Jobs that are looked through for them in one read, so that other reads come in between."""
 
 
 class SqliteStorage(Looking):
@@ -298,8 +300,8 @@ class SqliteStorage(Looking):
     async def drop_results(self, limit: int) -> int:
         return await self._transact(partial(transitions.drop_results, now=self._clock.wall(), limit=limit))
 
-    async def condense_tallies(self, now: datetime) -> None:
-        await self._transact(partial(transitions.condense_tallies, now=int(now.timestamp())))
+    async def condense_tallies(self, now: datetime) -> bool:
+        return await self._transact(partial(transitions.condense_tallies, now=int(now.timestamp())))
 
     async def prune(self, state: JobState, before: datetime, limit: int) -> int:
         run = partial(transitions.prune, state=state, before=from_datetime(before), limit=limit)
@@ -332,16 +334,21 @@ class SqliteStorage(Looking):
     # -- by hand -------------------------------------------------------------------------------------------
 
     async def retry(self, job_id: str, *, who: str, args_json: str | None = None) -> Job[Any]:
-        run = partial(transitions.retry, job_id=job_id, now=self._clock.wall(), who=who, args_json=args_json)
-        job = await self._transact(run, makes_work=_always)
-        self._writer.lookout.learn_again()  # its limits begin anew
-        return job
+        run = partial(self._retried, job_id=job_id, now=self._clock.wall(), who=who, args_json=args_json)
+        return await self._transact(run, makes_work=_always)
 
     async def retry_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
-        act = partial(transitions.retry, who=who, args_json=None)
+        act = partial(self._retried, who=who, args_json=None)
         return await self._to_each(
             replace(where, state=JobState.DEAD), act, searching.RETRYABLE, limit=limit, makes_work=bool
         )
+
+    def _retried(
+        self, connection: sqlite3.Connection, job_id: str, *, now: int, who: str, args_json: str | None
+    ) -> Job[Any]:
+        job = transitions.retry(connection, job_id, now=now, who=who, args_json=args_json)
+        self._writer.lookout.learn_limit(connection)  # its limits begin anew
+        return job
 
     async def cancel(self, job_id: str, *, who: str) -> Job[Any]:
         run = partial(transitions.cancel, job_id=job_id, now=self._clock.wall(), who=who)
@@ -371,17 +378,17 @@ class SqliteStorage(Looking):
 
         They are looked for by a reader; the writer only asks again whether those it is given still match.
         """
-        done, after = 0, 0
-        while done < limit:
-            query = searching.oldest_first(where, hint, after=after, limit=min(AT_ONCE, limit - done))
-            found = await self._reader.fetch(*query)
-            if not found:
-                break
-            after = found[-1][0]
-            seqs = json.dumps([seq for seq, _ in found])
-            run = partial(transitions.to_each, where=where, seqs=seqs, act=act, now=self._clock.wall())
-            done += await self._transact(run, **follows)
-        self._writer.lookout.learn_again()
+        [(first, last)] = await self._reader.fetch("SELECT min(seq), max(seq) FROM durableq_jobs")
+        done, after = 0, (first or 1) - 1
+        while done < limit and after < (last or 0):
+            wanted, until = min(AT_ONCE, limit - done), after + LOOKED_AT_ONCE
+            query = searching.oldest_first(where, hint, after=after, until=until, limit=wanted)
+            found = [row[0] for row in await self._reader.fetch(*query)]
+            after = found[-1] if len(found) == wanted else until
+            if found:
+                seqs = json.dumps(found)
+                run = partial(transitions.to_each, where=where, seqs=seqs, act=act, now=self._clock.wall())
+                done += await self._transact(run, **follows)
         return done
 
     # -- encrypted payloads --------------------------------------------------------------------------------

@@ -131,13 +131,21 @@ def prune(connection: sqlite3.Connection, state: JobState, before: int, limit: i
     return pruned
 
 
-def condense_tallies(connection: sqlite3.Connection, now: int) -> None:
-    """Tallies of longer ago -> fewer of them. ``now`` in seconds."""
+def condense_tallies(connection: sqlite3.Connection, now: int) -> bool:
+    """Tallies of longer ago -> fewer of them, an hour's worth at a time. Return whether more are left to do.
+
+    ``now`` in seconds.
+    """
+    connection.execute(SQL["drop_tallies"], {"before": now - TALLIES_KEPT, "after": now + TALLIES_KEPT})
     for age, span in CONDENSED:
         values = {"before": (now - age) // span * span, "span": span}
-        connection.execute(SQL["condense_tallies"], values)
-        connection.execute(SQL["drop_condensed"], values)
-    connection.execute(SQL["drop_tallies"], {"before": now - TALLIES_KEPT})
+        oldest = connection.execute(SQL["oldest_fine_tally"], values).fetchone()[0]
+        if oldest is not None:
+            for begin in range(oldest // span * span, min(oldest + _HOUR, values["before"]), span):
+                connection.execute(SQL["condense_tallies"], {"begin": begin, "span": span})
+                connection.execute(SQL["drop_condensed"], {"begin": begin, "span": span})
+            return True
+    return False
 
 
 def pause(connection: sqlite3.Connection, *, queue: str, now: int, who: str) -> None:
