@@ -17,6 +17,13 @@ def pytest_configure(config: pytest.Config) -> None:
 LONGEST = ("test_checks.py", "test_model.py", "test_security_fuzz.py", "test_ledger.py", "test_power_cuts.py")
 
 
+NOT_MEASURED = ("torture", "browser")
+"""Folders of tests that see children and browsers at work: measuring coverage would only slow them down."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest begin first: at the end, one process would be busy with them alone."""
+    for item in items:
+        if item.path.parent.name in NOT_MEASURED:
+            item.add_marker("no_cover")
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
