@@ -10,7 +10,21 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from durableq.dashboard import actions, assets, bulk, dead, edit, job, jobs, live, overview, queues, system, workers
+from durableq.dashboard import (
+    actions,
+    assets,
+    bulk,
+    dead,
+    edit,
+    job,
+    jobs,
+    live,
+    overview,
+    queues,
+    system,
+    unknown,
+    workers,
+)
 from durableq.dashboard.site import Site
 from durableq.fastapi.principals import checked_auth, principal_of
 from durableq.queue import DurableQ
@@ -19,7 +33,7 @@ __all__ = ["dashboard"]
 
 logger = logging.getLogger("durableq.dashboard")
 
-_SCREENS = (overview, jobs, dead, bulk, actions, edit, job, queues, workers, system, live, assets)
+_SCREENS = (overview, jobs, dead, bulk, actions, edit, job, queues, workers, system, live, assets, unknown)
 
 
 def dashboard(dq: DurableQ, *, auth: Any = None) -> APIRouter:

@@ -13,7 +13,8 @@ from durableq.dashboard.filters import Search, read_query
 from durableq.dashboard.jobs import now
 from durableq.dashboard.refusals import Refused
 from durableq.dashboard.site import Message, SentForm, Site, Visit
-from durableq.errors import JobConflict, JobNotFound
+from durableq.errors import JobConflict, JobNotFound, QueueNotRunning, StorageError
+from durableq.fastapi.admin_answers import in_http_words
 from durableq.fastapi.principals import Role
 from durableq.fastapi.showing import secrets_of
 from durableq.models import JobState
@@ -23,16 +24,31 @@ Action = Literal["retry", "cancel", "delete"]
 ROLES: Final[dict[Action, Role]] = {"retry": "operate", "cancel": "operate", "delete": "admin"}
 MOST_SELECTED: Final = 500
 MESSAGES: Final = {
-    "retry": Message("One job is queued again.", "{n} jobs are queued again."),
-    "cancel": Message("One job is cancelled, or was asked to end.", "{n} jobs are cancelled, or were asked to end."),
-    "delete": Message("One job is deleted.", "{n} jobs are deleted."),
+    "retry": Message(
+        "One job is queued again.", "{n} jobs are queued again.", none="No job was queued again: none is left."
+    ),
+    "cancel": Message(
+        "One job is cancelled, or was asked to end.",
+        "{n} jobs are cancelled, or were asked to end.",
+        none="No job was cancelled: none is left.",
+    ),
+    "delete": Message("One job is deleted.", "{n} jobs are deleted.", none="No job was deleted: none is left."),
 }
 _OTHERS: Final = "The others are gone, or in another state by now; nothing was done to them."
+_ALL_GONE: Final = "Nothing was done: what was ticked is gone, or in another state by now."
+_STOPPED: Final = (
+    "Then the queue could not be reached. The others may be as they were: look before you do it to them again."
+)
 _SOME: Final = {
-    f"some_{action}": Message(f"{said.text} {_OTHERS}", f"{said.plural} {_OTHERS}", "warn")
+    f"some_{action}": Message(f"{said.text} {_OTHERS}", f"{said.plural} {_OTHERS}", "warn", _ALL_GONE)
+    for action, said in MESSAGES.items()
+} | {
+    f"stopped_{action}": Message(f"{said.text} {_STOPPED}", f"{said.plural} {_STOPPED}", "bad")
     for action, said in MESSAGES.items()
 }
 _NONE: Final = Message("Nothing was done: no job was ticked.", kind="warn")
+UNREACHABLE: Final = (StorageError, QueueNotRunning)
+"""What stops a work of many steps half-way."""
 
 
 def add(router: APIRouter, site: Site) -> None:
@@ -127,7 +143,8 @@ def _add_selection(router: APIRouter, site: Site) -> None:
     async def act_on_selection(sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
         visit, form = sent.visit, sent.form
         action = checked_action(form.text("do"), visit)
-        search = read_query(form.fields, now()).search
+        search, problems, _ = read_query(form.fields, now())
+        search = Search() if problems else search  # it is only where to go back to
         ids = list(dict.fromkeys(form.texts("id")))
         if len(ids) > MOST_SELECTED:
             raise Refused(400, "These are too many", f"Expected at most {MOST_SELECTED} ticked jobs, got {len(ids)}.")
@@ -137,19 +154,26 @@ def _add_selection(router: APIRouter, site: Site) -> None:
             title = f"{_TITLES[action]} {len(ids)} job{'' if len(ids) == 1 else 's'}"
             values: dict[str, Any] = {"action": action, "job": None, "ids": ids, "search": search}
             return visit.page("sure.html", section="jobs", title=title, **values)
-        done = await _act_on_each(visit, action, ids)
-        return _back(visit, search, action if done == len(ids) else f"some_{action}", done)
+        done, is_stopped = await _act_on_each(visit, action, ids)
+        said = f"stopped_{action}" if is_stopped else action if done == len(ids) else f"some_{action}"
+        return _back(visit, search, said, done)
 
 
-async def _act_on_each(visit: Visit, action: Action, ids: list[str]) -> int:
+async def _act_on_each(visit: Visit, action: Action, ids: list[str]) -> tuple[int, bool]:
+    """Do it to each that it can be done to; return to how many, and whether the queue failed before the last."""
     done = 0
     for job_id in ids:
         try:
             await act(visit, action, job_id)
         except (JobConflict, JobNotFound):
             continue
+        except UNREACHABLE as error:
+            if not done:
+                raise
+            in_http_words(error)  # the log gets what is behind it
+            return done, True
         done += 1
-    return done
+    return done, False
 
 
 def _back(visit: Visit, search: Search, message: str, number: int) -> Response:

@@ -5,16 +5,17 @@ transaction; between two pieces others get their turn. Stopped half-way nothing 
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
-from durableq.dashboard.actions import Action, checked_action
+from durableq.dashboard.actions import UNREACHABLE, Action, checked_action
 from durableq.dashboard.filters import Search, read_query
 from durableq.dashboard.jobs import LOOK_AT, now, refusal
 from durableq.dashboard.refusals import Refused
 from durableq.dashboard.site import SentForm, Site, Visit
+from durableq.fastapi.admin_answers import in_http_words
 from durableq.models import JobFilter, JobState
 from durableq.reports import Count
 
@@ -54,11 +55,10 @@ def add(router: APIRouter, site: Site) -> None:
         typed, done = form.text("typed").strip(), form.number("done")
         if typed.replace(",", "").lower() != _word(expected, is_all=is_all):
             return _page(visit, task, expected, is_all=is_all, wrong=typed or "nothing")
-        number, is_over = await _do(visit, task, WHOLE if form.text("whole") else PIECE)
-        done += number
-        if is_over:
+        done, end = await _do(visit, task, WHOLE if form.text("whole") else PIECE, done)
+        if end == "over":
             return visit.redirect("jobs", message=task.action, n=done, **_goes_back_to(task).fields())
-        return _page(visit, task, expected, is_all=is_all, typed=typed, done=done)
+        return _page(visit, task, expected, is_all=is_all, typed=typed, done=done, is_stopped=end == "stopped")
 
 
 async def _task(visit: Visit, action_text: str, pairs: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> _Task:
@@ -91,17 +91,26 @@ async def _count(visit: Visit, task: _Task) -> Count:
     return Count(sum(count.number for count in counts), all(count.is_all for count in counts))
 
 
-async def _do(visit: Visit, task: _Task, most: int) -> tuple[int, bool]:
-    """Do it to at most so many jobs; return to how many, and whether none is left."""
+async def _do(visit: Visit, task: _Task, most: int, done: int) -> tuple[int, Literal["over", "more", "stopped"]]:
+    """Do it to at most so many more jobs; return to how many by now, and whether there may be more.
+
+    ``stopped``: the queue failed after some were done. If none was done yet, its error is raised.
+    """
     dq, who = visit.site.dq, visit.who.name
     matching = {"retry": dq.retry_matching, "cancel": dq.cancel_matching, "delete": dq.delete_matching}[task.action]
-    done = 0
-    while done < most:
-        number = await matching(task.where, limit=PIECE, who=who)
+    until = done + most
+    while done < until:
+        try:
+            number = await matching(task.where, limit=PIECE, who=who)
+        except UNREACHABLE as error:
+            if not done:
+                raise
+            in_http_words(error)  # the log gets what is behind it
+            return done, "stopped"
         done += number
         if number < PIECE:
-            return done, True
-    return done, False
+            return done, "over"
+    return done, "more"
 
 
 def _word(expected: int, *, is_all: bool) -> str:
@@ -115,7 +124,15 @@ def _goes_back_to(task: _Task) -> Search:
 
 
 def _page(
-    visit: Visit, task: _Task, expected: int, *, is_all: bool, wrong: str = "", typed: str = "", done: int = 0
+    visit: Visit,
+    task: _Task,
+    expected: int,
+    *,
+    is_all: bool,
+    wrong: str = "",
+    typed: str = "",
+    done: int = 0,
+    is_stopped: bool = False,
 ) -> Response:
     return visit.page(
         "bulk.html",
@@ -131,6 +148,8 @@ def _page(
         wrong=wrong,
         typed=typed,
         done=done,
+        is_stopped=is_stopped,
+        looked_at=LOOK_AT,
         whole=WHOLE,
         states=_STATES[task.action] if task.where.state is None else (),
     )

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
 from durableq.dashboard.diff import as_json, difference, hidden_changes
-from durableq.dashboard.editing import Misread, Mistake, line_of, mistake, read_arguments
+from durableq.dashboard.editing import Misread, Mistake, key_needed, line_of, mistake, read_arguments
 from durableq.dashboard.refusals import Refused
 from durableq.dashboard.site import Message, SentForm, Site, Visit
 from durableq.errors import ConfigurationError, InvalidArguments, InvalidTask
@@ -100,17 +100,25 @@ async def _editing(dq: DurableQ, job_id: str) -> _Editing:
             "That is not possible now",
             f"Only the arguments of a dead or cancelled job can be edited; this one is {job.state}.",
         )
+    key = key_needed(job)
+    if key is not None:
+        raise Refused(
+            409,
+            "These arguments are encrypted",
+            f"They are encrypted with the key “{key}”, and this process could not open them: it lacks the key, or they "
+            "were changed. Nothing was done. Edit them where that key is, or give this process the key.",
+        )
     return _Editing(dq, job, await secrets_of(dq, [job.task]))
 
 
 async def _read(editing: _Editing, text: str) -> Mistake | _Edited:
     """Return what was typed, or what is wrong with it. Stores nothing."""
     try:
-        typed = read_arguments(text)
+        typed = await asyncio.to_thread(read_arguments, text)
     except Misread as error:
         return mistake(error.message, text, error.line)
     try:
-        args = as_stored(typed, editing.job, editing.redactor())
+        args = await asyncio.to_thread(lambda: as_stored(typed, editing.job, editing.redactor()))
         return _Edited(typed, args, await editing.dq.check_edit(editing.job, args))
     except PlaceholderSent as error:
         return mistake(str(error), text, line_of(text, error.argument))

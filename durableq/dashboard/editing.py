@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
+from durableq.encryption import is_sealed
+from durableq.models import Job
+from durableq.redaction import MOST_LEVELS, too_deep
+
 _AROUND: Final = 2
 """So many lines are shown before and after the one that is meant."""
 _LONGEST: Final = 160
@@ -54,7 +58,23 @@ def read_arguments(text: str) -> dict[str, Any]:
         raise Misread(f"this cannot be read as JSON: {error}", None) from None
     if not isinstance(value, dict):
         raise Misread("expected one object, { … }, with the arguments by name", 1)
+    for name, argument in value.items():
+        if too_deep(argument, MOST_LEVELS - 1):
+            raise Misread(
+                f"expected lists and objects in one another at most {MOST_LEVELS} levels deep, {name!r} is deeper",
+                line_of(text, name),
+            )
     return value
+
+
+def key_needed(job: Job[Any]) -> str | None:
+    """Return the name of the key that a job's arguments are still encrypted with; None for those in clear."""
+    if not is_sealed(job.args_json):
+        return None
+    try:
+        return str(json.loads(job.args_json)["$encrypted"]["key"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # it begins like an envelope, and is damaged
+        return "unknown"
 
 
 def line_of(text: str, argument: str | None) -> int | None:

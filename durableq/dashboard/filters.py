@@ -2,7 +2,8 @@
 
 A `Search` keeps times as they were written, so that the URL of "the last hour" stays that; `Search.where` turns it
 into a `JobFilter` at a given moment. What cannot be meant is refused with the reason, and nothing is widened by
-leaving it out: with problems there is no search. Pure; reads no clock.
+leaving it out: with problems there is no search. Reading costs little whatever comes: too much is refused before
+anything is made of it. Pure; reads no clock.
 """
 
 import difflib
@@ -18,15 +19,32 @@ ARGUMENT: Final = "arg."
 """What stands before the name of an argument: ``arg.user_id=42``."""
 LONGEST: Final = 200
 """Characters of one value."""
+LONGEST_TEXT: Final = 2_000
+"""Characters of a search text."""
 _MOST_ARGUMENTS: Final = 10
+_MOST_CONDITIONS: Final = 30
+_MOST_PROBLEMS: Final = 10
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGE: Final = re.compile(r"(?:last\s*)?([0-9]{1,6})\s*([smhdw])", re.IGNORECASE)
-_TOKEN: Final = re.compile(r'(?P<key>[^\s:"]+):(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>\S*))|(?P<word>"[^"]*"?|\S+)')
-_JOB_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+_QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
+_TOKEN: Final = re.compile(
+    rf'(?P<key>arg\.{_QUOTED}|[^\s:"]+):(?:(?P<quoted>{_QUOTED})|(?P<plain>\S*))|(?P<phrase>{_QUOTED})|(?P<word>\S+)'
+)
+_JOB_ID: Final = re.compile(
+    r'(?:id:)?"?([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"?', re.IGNORECASE
+)
+_PART_OF_ID: Final = re.compile(r"[0-9a-f]{12}|[0-9a-f]{8}-[0-9a-f-]{0,27}", re.IGNORECASE)
 _PLAIN: Final = re.compile(r'[^\s"]+')
+_PLAIN_NAME: Final = re.compile(r'[^\s:"]+')
 _STATES: Final = [state.value for state in JobState]
 _SHORT: Final = {"error": "error_text"}
 """Keys of the search text that have a longer name in the URL."""
+_RETRYING: Final = "retrying"
+"""What pages call a scheduled job that was tried before. It is no state of its own, and cannot be looked for."""
+_ONLY_SCHEDULED: Final = "a job that is “retrying” is a scheduled one that was tried before; write state:scheduled"
+_WHOLE_ID: Final = (
+    "a job is found by its whole id, 36 characters and nothing else; its page and its title in the list have it"
+)
 
 
 class Problem(NamedTuple):
@@ -109,8 +127,6 @@ class Search:
     def problems(self, now: datetime) -> list[Problem]:
         """Return why it cannot be looked for; nothing when it can."""
         found = [problem for name, value in self.query() for problem in _checked(name, value, now)]
-        if len(self.arguments) > _MOST_ARGUMENTS:
-            found.append(Problem(ARGUMENT, f"expected at most {_MOST_ARGUMENTS} arguments, got {len(self.arguments)}"))
         return found or [*_empty_span(self, "since", "until", now), *_empty_span(self, *_FINISHED, now)]
 
 
@@ -149,58 +165,95 @@ def read_query(pairs: Iterable[tuple[str, str]], now: datetime) -> Read:
 
 
 def read_text(text: str, now: datetime) -> Read:
-    """Read a search text: ``state:dead task:mail.send arg.user_id:42 error:"timed out" since:1h``, or a job's id."""
-    if _JOB_ID.fullmatch(text.strip()):
-        return Read(Search(), [], text.strip().lower())
+    """Read a search text: ``state:dead task:mail.send arg.user_id:42 error:"timed out" since:1h``, or a job's id.
+
+    Words without a key are part of an error's message; the name of a state is that state.
+    """
+    found = _JOB_ID.fullmatch(text.strip())
+    if found is not None:
+        return Read(Search(), [], found[1].lower())
+    if len(text) > LONGEST_TEXT:
+        return _refused("q", f"expected a search of at most {LONGEST_TEXT:,} characters, got {len(text):,}")
     given: list[tuple[str, str]] = []
     problems: list[Problem] = []
+    words: list[str] = []
     for token in _TOKEN.finditer(text):
-        key = token["key"]
-        value = _unquoted(token["quoted"]) if token["quoted"] is not None else token["plain"]
-        name = _SHORT.get(key, key)
-        if key is None:
-            _read_word(token["word"], given, problems)
-        elif name not in NAMES and not name.startswith(ARGUMENT):
-            problems.append(Problem("q", _unknown_key(key)))
-        elif not value:
-            example = _EXAMPLES.get(name, "arg.user_id:42")
-            problems.append(Problem("q", f"{key}: has nothing behind it; write what to look for, as in {example}"))
-        elif value.startswith('"') and token["quoted"] is None:
-            problems.append(Problem("q", f'{key}:{value} opens a quotation that nothing closes; add a second "'))
+        if token["key"] is not None:
+            _read_pair(token, given, problems)
+        elif token["phrase"] is not None:
+            words.append(_unquoted(token["phrase"]))
         else:
-            given.append((name, value))
+            _read_word(token["word"], given, words, problems)
+        if len(problems) >= _MOST_PROBLEMS:
+            return Read(Search(), problems)
+    if phrase := " ".join(words).strip():
+        given.append(("error_text", phrase))
     return _read(given, problems, now)
 
 
 def _read(given: Sequence[tuple[str, str]], problems: list[Problem], now: datetime) -> Read:
+    if len(given) > _MOST_CONDITIONS:
+        return _refused("q", f"expected at most {_MOST_CONDITIONS} conditions, got {len(given):,}")
     found: dict[str, str] = {}
     for name, value in given:
         if found.get(name, value) != value:
             problems.append(Problem(name, f"{_as_typed(name)} is asked for twice, and a search takes one of it"))
         found.setdefault(name, value)
     arguments = tuple((name.removeprefix(ARGUMENT), value) for name, value in found.items() if name not in NAMES)
+    if len(arguments) > _MOST_ARGUMENTS:
+        return _refused(ARGUMENT, f"expected at most {_MOST_ARGUMENTS} arguments, got {len(arguments)}")
+    longest = max((len(part) for pair in found.items() for part in pair), default=0)
+    if longest > LONGEST:
+        name = next(name for name, value in found.items() if longest in (len(name), len(value)))
+        return _refused(name, f"expected at most {LONGEST} characters, got {longest:,}")
     search = Search(**{name: value for name, value in found.items() if name in NAMES}, arguments=arguments)
-    return Read(search, [*problems, *search.problems(now)])
+    return Read(search, [*problems, *search.problems(now)][:_MOST_PROBLEMS])
 
 
-def _read_word(word: str, given: list[tuple[str, str]], problems: list[Problem]) -> None:
+def _refused(field: str, message: str) -> Read:
+    """Too much was asked for: nothing of it is kept, so that a page does not repeat it."""
+    return Read(Search(), [Problem(field, message)])
+
+
+def _read_pair(token: re.Match[str], given: list[tuple[str, str]], problems: list[Problem]) -> None:
+    key, quoted = token["key"], token["quoted"]
+    value = token["plain"] if quoted is None else _unquoted(quoted)
+    name = ARGUMENT + _unquoted(key.removeprefix(ARGUMENT)) if key.endswith('"') else _SHORT.get(key, key)
+    if key == "id":
+        problems.append(Problem("q", _WHOLE_ID))
+    elif name not in NAMES and not name.startswith(ARGUMENT):
+        problems.append(Problem("q", _unknown_key(key, value)))
+    elif not value:
+        example = _EXAMPLES.get(name, "arg.user_id:42")
+        problems.append(Problem("q", f"{key}: has nothing behind it; write what to look for, as in {example}"))
+    elif quoted is None and value.startswith('"'):
+        problems.append(Problem("q", f'{key}:{value} opens a quotation that nothing closes; add a second "'))
+    else:
+        given.append((name, value))
+
+
+def _read_word(word: str, given: list[tuple[str, str]], words: list[str], problems: list[Problem]) -> None:
     if word in _STATES:
         given.append(("state", word))
+    elif word == _RETRYING:
+        problems.append(Problem("q", _ONLY_SCHEDULED))
+    elif _PART_OF_ID.fullmatch(word):
+        problems.append(Problem("q", f"{word!r} looks like a part of an id: {_WHOLE_ID}"))
+    elif '"' in word:
+        problems.append(Problem("q", f'{word} opens a quotation that nothing closes; add a second "'))
     else:
-        quoted = _quoted(word.strip('"'))
-        problems.append(
-            Problem(
-                "q", f"{word!r} has no key before it; write task:{quoted}, tag:{quoted} or error:{quoted} for instance"
-            )
-        )
+        words.append(word)
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, value: str) -> str:
     known = [_as_typed(name) for name in NAMES]
     near = difflib.get_close_matches(key, known, 1)
     if near:
         return f"there is no key {key!r}; did you mean {near[0]!r}?"
-    return f"there is no key {key!r}; for an argument of that name write {ARGUMENT}{key}:…; keys are {', '.join(known)}"
+    return (
+        f"there is no key {key!r}; for an argument of that name write {ARGUMENT}{key}:…, for a task of such a name "
+        f"task:{key}:{value or '…'}; keys are {', '.join(known)}"
+    )
 
 
 # -- checking ------------------------------------------------------------------------------------------------
@@ -212,8 +265,6 @@ def _checked(name: str, value: str, now: datetime) -> list[Problem]:
 
 
 def _what_is_wrong(name: str, value: str, now: datetime) -> str | None:
-    if len(value) > LONGEST or len(name) > LONGEST:
-        return f"expected at most {LONGEST} characters, got {max(len(value), len(name))}"
     if name == "state":
         return _check_state(value)
     if name in ("task", "queue"):
@@ -226,6 +277,8 @@ def _what_is_wrong(name: str, value: str, now: datetime) -> str | None:
 def _check_state(value: str) -> str | None:
     if value in _STATES:
         return None
+    if value == _RETRYING:
+        return _ONLY_SCHEDULED
     near = difflib.get_close_matches(value, _STATES, 1)
     return f"there is no state {value!r}; {f'did you mean {near[0]!r}?' if near else 'there are ' + ', '.join(_STATES)}"
 
@@ -284,14 +337,22 @@ def moment(text: str, now: datetime) -> datetime | None:
 
 
 def _as_typed(name: str) -> str:
+    if name.startswith(ARGUMENT):
+        argument = name.removeprefix(ARGUMENT)
+        return name if _PLAIN_NAME.fullmatch(argument) or not argument else ARGUMENT + _in_quotes(argument)
     return next((short for short, long in _SHORT.items() if long == name), name)
 
 
 def _quoted(value: str) -> str:
     if _PLAIN.fullmatch(value):
         return value
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return _in_quotes(value)
+
+
+def _in_quotes(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _unquoted(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text)
+    """Return what stands between the two quotation marks of a text."""
+    return re.sub(r"\\(.)", r"\1", text[1:-1])

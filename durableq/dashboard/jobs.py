@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
 from durableq.clock import SystemClock, to_datetime
-from durableq.dashboard.filters import Problem, Search, read_query, read_text
+from durableq.dashboard.filters import LONGEST_TEXT, Problem, Search, read_query, read_text
 from durableq.dashboard.site import Site, Visit
 from durableq.fastapi.admin_models import JobList
 from durableq.fastapi.showing import SecretFilter, refuse_secret_filters, secrets_of
@@ -23,6 +23,8 @@ PAGE: Final = 50
 LOOK_AT: Final = 20_000
 """So many jobs are compared with what no index answers, before a page is shown as it is."""
 COUNTED: Final = 10_000
+_SUGGESTED: Final = 200
+"""So many names of tasks are suggested."""
 _LARGEST_INTEGER: Final = 2**63 - 1
 _FORM_ONLY: Final = frozenset({"arg_name", "arg_value"})
 
@@ -66,7 +68,7 @@ async def _searched(visit: Visit, text: str, at: datetime) -> Response:
     if job_id is not None:
         return visit.redirect(f"jobs/{job_id}")
     if problems:
-        return await _page(visit, search, problems=problems, text=text)
+        return await _page(visit, search, problems=problems, text=text[:LONGEST_TEXT])
     return visit.redirect("jobs", **search.fields())
 
 
@@ -97,7 +99,7 @@ async def _page(visit: Visit, search: Search, **found: Any) -> Response:
         states=list(JobState),
         counts=await dq.counts(at_most=COUNTED),
         counted=COUNTED,
-        tasks=[task.name for task in await dq.tasks()],
+        tasks=[task.name for task in await dq.tasks()][:_SUGGESTED],
         looked_at=LOOK_AT,
         **values,
     )

@@ -1,5 +1,6 @@
 """The queues: how many jobs wait and run in each, since when, how they fared lately; pausing and resuming."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Final
 
@@ -13,7 +14,10 @@ from durableq.dashboard.refusals import Refused
 from durableq.dashboard.site import Message, SentForm, Site, Visit
 from durableq.history import Figures
 from durableq.options import Name
+from durableq.reports import QueueReport
 
+SHOWN: Final = 200
+"""So many queues are shown."""
 _LATELY: Final = timedelta(hours=1)
 _NAME: Final[TypeAdapter[str]] = TypeAdapter(Name)
 
@@ -27,12 +31,13 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.get("/queues")
     async def show_queues(visit: Annotated[Visit, Depends(site.reader)]) -> Response:
-        history = await dq.history(_LATELY)
+        history, reports = await dq.history(_LATELY), await dq.queues()
         return visit.page(
             "queues.html",
             section="queues",
             title="Queues",
-            queues=await dq.queues(),
+            queues=most_telling(reports),
+            there_are=len(reports),
             figures={one.queue: one.figures for one in history.queues},
             none_ended=Figures(),
             now=to_datetime(SystemClock().wall()),
@@ -47,6 +52,12 @@ def add(router: APIRouter, site: Site) -> None:
     async def resume_queue(sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
         await dq.resume(queue_named_in(sent.form), who=sent.visit.who.name)
         return sent.visit.redirect("queues", message="resumed")
+
+
+def most_telling(reports: Sequence[QueueReport]) -> list[QueueReport]:
+    """Return as many as a page shows, by name: of too many, those that are paused, and those with most to do."""
+    telling = sorted(reports, key=lambda one: (not one.is_paused, -one.running - one.queued.number))[:SHOWN]
+    return sorted(telling, key=lambda one: one.name)
 
 
 def queue_named_in(form: Form) -> str:

@@ -16,12 +16,14 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 from durableq.dashboard.pages import rendered
 from durableq.dashboard.refusals import Refused
 from durableq.errors import DurableQError
 from durableq.fastapi.admin_answers import HEADERS, in_http_words
+from durableq.fastapi.background import RETRY_AFTER_SECONDS
 from durableq.queue import DurableQ
 
 logger = logging.getLogger("durableq.dashboard")
@@ -42,6 +44,8 @@ _TITLES: Final = {
     503: "The queue cannot be reached",
 }
 
+UNKNOWN: Final = "unknown_path"
+"""The parameter of the path that no page has."""
 VISIT_KEY: Final = "durableq.dashboard.visit"
 """Where a request's visit is left in its scope, for the page of an error."""
 
@@ -101,6 +105,23 @@ def route_class(site: Place) -> type[APIRoute]:
     return DashboardRoute
 
 
+def unknown_route_class(site: Place) -> type[APIRoute]:
+    """Return the class of a route for all paths below the mount that nothing else answers.
+
+    It gives way to every other route, of the application too, wherever that stands. It is also for the mount without
+    its slash: Starlette would send that to an address without the prefix that a proxy has taken away.
+    """
+
+    class UnknownRoute(route_class(site)):  # type: ignore[misc]  # a class that is made here
+        def matches(self, scope: Scope) -> tuple[Match, Scope]:
+            match, found = super().matches(scope)
+            if match is Match.NONE and scope["type"] == "http":
+                match, found = super().matches({**scope, "path": f"{scope['path']}/"})
+            return (Match.PARTIAL if match is Match.FULL else match), found
+
+    return UnknownRoute
+
+
 def in_words(error: Exception) -> Refused | None:
     """Return what a page says for an error, or None for one that is a defect."""
     match error:
@@ -121,9 +142,13 @@ def in_words(error: Exception) -> Refused | None:
 def error_page(site: Place, request: Request, refused: Refused) -> HTMLResponse:
     """Return the page of something that was not done: with the menu, for those who were let in."""
     visit = request.scope.get(VISIT_KEY)
+    page: HTMLResponse
     if visit is None:
-        return HTMLResponse(rendered("bare.html", base=site.base(request), error=refused), refused.status)
-    page: HTMLResponse = visit.page("error.html", section="", title=refused.title, status=refused.status, error=refused)
+        page = HTMLResponse(rendered("bare.html", base=site.base(request), error=refused), refused.status)
+    else:
+        page = visit.page("error.html", section="", title=refused.title, status=refused.status, error=refused)
+    if refused.status == 503:
+        page.headers["Retry-After"] = RETRY_AFTER_SECONDS
     return page
 
 

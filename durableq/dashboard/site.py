@@ -4,6 +4,8 @@ how a page is made, and how an action answers.
 A screen is a module with ``add(router, site)``, a template, and a line in `NAVIGATION`.
 """
 
+import hmac
+import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, NamedTuple
@@ -16,7 +18,7 @@ from fastapi.routing import APIRoute
 from durableq.dashboard.forms import Form, check_token, cookie_name, is_token, new_token, read_form
 from durableq.dashboard.pages import rendered
 from durableq.dashboard.refusals import Refused
-from durableq.dashboard.routes import VISIT_KEY, route_class
+from durableq.dashboard.routes import UNKNOWN, VISIT_KEY, route_class
 from durableq.dashboard.watch import Watch, fingerprint
 from durableq.fastapi.principals import Principal, Role, refuse_other_sites
 from durableq.queue import DurableQ
@@ -51,10 +53,17 @@ class Message(NamedTuple):
     """The text for any other number than one."""
     kind: str = "good"
     """``good``, ``warn`` or ``bad``."""
+    none: str | None = None
+    """The text for none, where that needs its own; it is a warning."""
 
     def about(self, number: int | None) -> str:
+        if number == 0 and self.none is not None:
+            return self.none
         text = self.text if self.plural is None or number == 1 else self.plural
         return text.format(n=f"{number or 0:,}")
+
+    def kind_about(self, number: int | None) -> str:
+        return "warn" if number == 0 and self.none is not None else self.kind
 
 
 class SentForm(NamedTuple):
@@ -100,8 +109,12 @@ class Site:
         outer = request.scope.get("app_root_path", request.scope.get("root_path", "")).rstrip("/")
         if not path.startswith(f"{outer}/"):
             path = outer + path
-        depth = self.depths.get(request.scope.get("endpoint"), 1)
-        return quote(path.rsplit("/", depth)[0])
+        if UNKNOWN in request.path_params:
+            base = path.removesuffix(f"/{request.path_params[UNKNOWN]}")
+        else:
+            base = path.rsplit("/", self.depths.get(request.scope.get("endpoint"), 1))[0]
+        base = quote(base).lstrip("/")  # two slashes before it would name another host
+        return f"/{base}" if base else ""
 
     def _visit(self, role: Role, principal: Callable[..., Any]) -> VisitDependency:
         async def visit(request: Request, who: Annotated[Principal, Depends(principal)]) -> Visit:
@@ -125,7 +138,10 @@ def _form(visitor: VisitDependency) -> FormDependency:
             await refuse_other_sites(request)
         except HTTPException:
             raise Refused(
-                403, "This came from another site", "Nothing was done. Open the dashboard itself, and do it there."
+                403,
+                "This came from another site",
+                "Nothing was done. Open the dashboard itself, and do it there. If you did just that, a proxy before it "
+                "hides the address that you typed; it has to hand it on, in nginx “proxy_set_header Host $http_host;”.",
             ) from None
         sent = await read_form(request)
         check_token(sent, request.cookies.get(cookie_name(visit.base)))
@@ -177,16 +193,23 @@ class Visit:
     def redirect(
         self, path: str, *, message: str | None = None, n: int | None = None, **query: Any
     ) -> RedirectResponse:
-        """Answer an action by a page, which says ``message``: a key of `Site.messages`."""
-        return RedirectResponse(self.url(path, **query, said=message, n=n), 303)
+        """Answer an action by a page, which says ``message``: a key of `Site.messages`.
+
+        The address is signed for this browser: a link that somebody else made says nothing.
+        """
+        said = None if message is None else f"{message}.{self._signature(message, n)}"
+        return RedirectResponse(self.url(path, **query, said=said, n=n), 303)
 
     @property
     def message(self) -> tuple[str, str] | None:
         """What the address asks this page to say, as (kind, text): one of our own texts, with a number."""
         query = self.request.query_params
-        said = self.site.messages.get(query.get("said", ""))
-        if said is None:
+        name, _, signature = query.get("said", "").rpartition(".")
+        said, text = self.site.messages.get(name), query.get("n", "")
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+        if said is None or not secrets.compare_digest(signature.encode(), self._signature(name, number).encode()):
             return None
-        number = query.get("n", "")
-        is_number = number.isascii() and number.isdigit() and len(number) < 10
-        return said.kind, said.about(int(number) if is_number else None)
+        return said.kind_about(number), said.about(number)
+
+    def _signature(self, message: str, number: int | None) -> str:
+        return hmac.digest(self.token.encode(), f"{message} {number}".encode(), "sha256").hex()[:16]

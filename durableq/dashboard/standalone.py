@@ -10,10 +10,10 @@ import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 from urllib.parse import urlencode
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from durableq.dashboard import dashboard
@@ -26,7 +26,6 @@ from durableq.queue import DurableQ
 from durableq.storage import holds_queue
 
 PORT: Final = 8765
-_LONGEST: Final = 200
 _GRACE_SECONDS: Final = 2
 
 
@@ -96,7 +95,7 @@ class _Door:
         self._is_used = False
         self._principal = Principal(_user(), role)
 
-    async def enter(self, request: Request, token: Annotated[str, Query(max_length=_LONGEST)] = "") -> Response:
+    async def enter(self, request: Request, token: str = "") -> Response:
         is_known = self._knows(request)
         if not is_known and (self._is_used or not _are_equal(token, self.token)):
             refused = Refused(

@@ -12,9 +12,12 @@ from starlette.responses import Response
 
 from durableq.dashboard.pages import duration, in_bytes
 from durableq.dashboard.site import Site, Visit
+from durableq.errors import QueueNotRunning
 from durableq.models import AuditEntry
 from durableq.options import QueueOptions
+from durableq.queue import DurableQ
 from durableq.redaction import HIDDEN, Redactor, is_secret_name, one_line
+from durableq.reports import AuditPage
 from durableq.version import __version__
 
 ENTRIES: Final = 50
@@ -70,7 +73,7 @@ def add(router: APIRouter, site: Site) -> None:
         visit: Annotated[Visit, Depends(site.reader)],
         cursor: Annotated[int | None, Query(ge=1, le=_LARGEST_INTEGER)] = None,
     ) -> Response:
-        trail = await dq.audit(cursor=cursor, limit=ENTRIES)
+        trail = await _trail(dq, cursor)
         return visit.page(
             "system.html",
             section="system",
@@ -78,10 +81,18 @@ def add(router: APIRouter, site: Site) -> None:
             health=await dq.health(),
             versions=versions(),
             settings=settings_of(dq.settings),
-            deeds=[deed_of(entry) for entry in trail.entries],
-            next_cursor=trail.next_cursor,
+            deeds=None if trail is None else [deed_of(entry) for entry in trail.entries],
+            next_cursor=None if trail is None else trail.next_cursor,
             is_first=cursor is None,
         )
+
+
+async def _trail(dq: DurableQ, cursor: int | None) -> AuditPage | None:
+    """Return what people did; None while the queue does not run here, which this page says in its own words."""
+    try:
+        return await dq.audit(cursor=cursor, limit=ENTRIES)
+    except QueueNotRunning:
+        return None
 
 
 def versions() -> dict[str, str]:

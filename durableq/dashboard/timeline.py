@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Final, Literal
 
 from durableq.fastapi.admin_models import AttemptRecord, JobDetail
-from durableq.models import FINISHED, JobState
+from durableq.models import FINISHED, Attempt, JobState
 
 Kind = Literal["waited", "ran", "backed_off", "rested", "earlier"]
 """``rested``: it was dead or cancelled until somebody queued it again. ``earlier``: tries that are not drawn."""
@@ -56,27 +56,34 @@ class Timeline:
     begin: datetime
     end: datetime
     spans: tuple[Span, ...]
+    now: datetime
+
+    @property
+    def lived(self) -> timedelta:
+        """How long it is in the queue, or was, without what is still to come."""
+        return max(min(self.end, self.now) - self.begin, timedelta())
 
     @property
     def duration(self) -> timedelta:
         return max(self.end - self.begin, timedelta())
 
 
-def timeline(job: JobDetail, now: datetime) -> Timeline:
-    """Return a job's life as it is known at ``now``."""
-    spans = _tries(job, now)
+def timeline(job: JobDetail, now: datetime, left_out: Sequence[Attempt] = ()) -> Timeline:
+    """Return a job's life as it is known at ``now``. ``left_out``: failed tries before those that the job shows."""
+    spans = _tries(job, now, left_out)
     spans = _with_waits(job, spans)
     spans = [*spans, *_ahead(job, spans, now)]
-    return Timeline(begin=job.created_at, end=spans[-1].end if spans else job.created_at, spans=tuple(_laid_out(spans)))
+    end = spans[-1].end if spans else job.created_at
+    return Timeline(begin=job.created_at, end=end, spans=tuple(_laid_out(spans)), now=now)
 
 
-def _tries(job: JobDetail, now: datetime) -> list[Span]:
+def _tries(job: JobDetail, now: datetime, left_out: Sequence[Attempt]) -> list[Span]:
     """What ran. The latest try is one that failed and is among the records, or the one the job itself tells of."""
     first = max(0, len(job.attempts) - TRIES_DRAWN)
     drawn = [_failed(record, first + at) for at, record in enumerate(job.attempts[first:])]
-    if first:
-        until = job.attempts[first - 1].finished_at
-        drawn.insert(0, Span(kind="earlier", begin=job.created_at, end=until, tries=first))
+    if earlier := first + len(left_out):
+        until = job.attempts[first - 1].finished_at if first else left_out[-1].finished_at
+        drawn.insert(0, Span(kind="earlier", begin=job.created_at, end=until, tries=earlier))
     latest = _latest(job, now)
     return drawn if latest is None else [*drawn, latest]
 

@@ -5,6 +5,7 @@ However many pages are open, a process looks once a second at most, and never wh
 
 import asyncio
 import hashlib
+import logging
 import weakref
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -13,6 +14,8 @@ from typing import Final
 from durableq.errors import DurableQError
 from durableq.models import JobFilter, JobState
 from durableq.queue import DurableQ
+
+logger = logging.getLogger("durableq.dashboard")
 
 LOOK_SECONDS: Final = 1.0
 _COUNTED: Final = 10_000
@@ -34,21 +37,39 @@ class Watch:
         return (seen and seen.fingerprint) or ""
 
     async def now(self) -> str:
-        """Return the fingerprint of what there is, at most a second old."""
+        """Return the fingerprint of what there is, at most a second old. Raises `LookFailed`."""
         loop = asyncio.get_running_loop()
         seen = self._seen.setdefault(loop, _Seen())
         async with seen.lock:
-            if seen.fingerprint is None or loop.time() - seen.at >= self.seconds:
-                seen.fingerprint = await self._look()
+            if seen.at is None or loop.time() - seen.at >= self.seconds:
+                await self._look_into(seen)
                 seen.at = loop.time()
+            if seen.fingerprint is None:
+                raise LookFailed
             return seen.fingerprint
+
+    async def _look_into(self, seen: "_Seen") -> None:
+        """Look once. Whatever goes wrong is told to the log once, not every second until it is mended."""
+        try:
+            seen.fingerprint = await self._look()
+            seen.has_failed = False
+        except Exception as error:
+            seen.fingerprint = None
+            if not seen.has_failed:
+                logger.error("live updates stand still, looking failed: %s: %s", type(error).__name__, error)
+            seen.has_failed = True
+
+
+class LookFailed(Exception):
+    """What there is could not be found out just now; the log says why."""
 
 
 class _Seen:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.fingerprint: str | None = None
-        self.at = 0.0
+        self.at: float | None = None
+        self.has_failed = False
 
 
 async def fingerprint(dq: DurableQ) -> str:

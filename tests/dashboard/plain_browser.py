@@ -5,7 +5,7 @@ So a test presses what a person would press, with every hidden field, and cannot
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastapi import Depends, FastAPI, Header, HTTPException
 from fastapi.testclient import TestClient
 from tenacity import wait_fixed
 
-from durableq import AuditEntry, DurableQ, Job, JobNotFound, RetryPolicy, Secret, current_job
+from durableq import AuditEntry, DurableQ, Job, JobNotFound, RetryPolicy, Secret, StorageBusy, current_job
 from durableq.dashboard import dashboard
 from durableq.fastapi import Principal
 from tests.support import eventually_sync
@@ -262,6 +262,20 @@ class Office(Browser):
 
     def dead_letter(self, email: str = "bad@example.org") -> str:
         return self.add(self.mail, email, state="dead")
+
+
+class Failing:
+    """Does what it stands for, but says at one call that the database is busy."""
+
+    def __init__(self, work: Callable[..., Any], at_call: int) -> None:
+        self.calls = 0
+        self._work, self._at_call = work, at_call
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        if self.calls == self._at_call:
+            raise StorageBusy("the database is busy")
+        return await self._work(*args, **kwargs)
 
 
 @contextlib.contextmanager

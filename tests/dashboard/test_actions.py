@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from durableq.dashboard import actions, bulk
-from tests.dashboard.plain_browser import MOUNT, Office, Page, office
+from tests.dashboard.plain_browser import MOUNT, Failing, Office, Page, office
 from tests.support import eventually_sync
 
 POSTS = [
@@ -179,6 +179,40 @@ def test_a_ticked_job_that_cannot_does_not_keep_the_others_from_it(site: Office)
     assert site.audited(dead) == [("anna", "retry")]
 
 
+def test_when_none_could_be_done_nothing_else_is_said(site: Office) -> None:
+    page = selecting(site, "retry", [site.add(site.mail, "good@example.org", state="succeeded")])
+    assert "Nothing was done: what was ticked is gone, or in another state by now." in page.text
+    assert "queued again" not in page.text
+
+
+def test_a_selection_that_stops_half_way_says_how_many_were_done(site: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [site.dead_letter() for _ in range(3)]
+    monkeypatch.setattr(site.dq, "retry", Failing(site.dq.retry, 3))
+    page = selecting(site, "retry", ids)
+    assert "2 jobs are queued again. Then the queue could not be reached." in page.text
+    assert sorted(len(site.audited(job_id)) for job_id in ids) == [0, 1, 1]
+
+
+def test_a_selection_that_fails_at_once_says_that_nothing_was_done(
+    site: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [site.dead_letter() for _ in range(2)]
+    monkeypatch.setattr(site.dq, "retry", Failing(site.dq.retry, 1))
+    page = selecting(site, "retry", ids)
+    assert page.status == 503
+    assert "nothing was done" in page.text
+
+
+def test_a_search_that_cannot_be_meant_is_not_repeated_after_an_action(site: Office) -> None:
+    job_id = site.dead_letter()
+    site.open("jobs")
+    sent = [("do", "retry"), ("id", job_id), ("state", "nonsense")]
+    page = site.send(f"{MOUNT}/jobs/selected", site.with_token(sent))
+    assert page.status == 200
+    assert "nonsense" not in page.url
+    assert site.audited(job_id) == [("anna", "retry")]
+
+
 def test_nothing_ticked_is_told(site: Office) -> None:
     site.dead_letter()
     assert "no job was ticked" in selecting(site, "delete", []).text
@@ -279,6 +313,51 @@ def test_with_a_script_that_presses_the_button_each_press_is_one_piece(
     page = site.press(form, typed="3")
     assert "2 of 3 deleted" in page.text
     assert any("data-auto-submit" in given for tag, given in page.elements if tag == "form")
+
+
+def test_a_work_that_stops_half_way_says_how_far_it_is_and_goes_on(
+    site: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "PIECE", 2)
+    ids = [site.dead_letter() for _ in range(5)]
+    form = asked(site, "delete").form("bulk")
+    monkeypatch.setattr(site.dq, "delete_matching", Failing(site.dq.delete_matching, 2))
+    stopped = site.press(form, typed="5")
+    assert "2 of 5 deleted" in stopped.text
+    assert "could not be reached" in stopped.text
+    assert not any("data-auto-submit" in given for _, given in stopped.elements)
+    assert "5 jobs are deleted." in site.press(stopped.form("bulk"), "Go on").text
+    assert not any(site.exists(job_id) for job_id in ids)
+
+
+def test_a_work_that_fails_at_once_says_that_nothing_was_done(site: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.dead_letter()
+    form = asked(site, "delete").form("bulk")
+    monkeypatch.setattr(site.dq, "delete_matching", Failing(site.dq.delete_matching, 1))
+    page = site.press(form, typed="1")
+    assert page.status == 503
+    assert "nothing was done" in page.text
+
+
+def test_when_none_is_left_by_then_that_is_said(site: Office) -> None:
+    job_id = site.dead_letter()
+    form = asked(site, "retry").form("bulk")
+    site.call(site.dq.delete, job_id)
+    assert "No job was queued again: none is left." in site.press(form, typed="1").text
+
+
+def test_when_none_was_found_among_those_looked_at_nothing_like_a_number_is_asked(
+    site: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "LOOK_AT", 2)
+    wanted = site.dead_letter("bad@first.example")
+    for _ in range(3):
+        site.dead_letter()
+    page = asked(site, "delete", **{"arg.email": "bad@first.example"})
+    assert "Delete older jobs?" in page.text
+    assert "None of the 2 jobs that were looked at matches." in page.text
+    site.press(page.form("bulk"), typed="all")
+    assert not site.exists(wanted)
 
 
 def test_more_than_can_be_counted_asks_for_a_word(site: Office, monkeypatch: pytest.MonkeyPatch) -> None:

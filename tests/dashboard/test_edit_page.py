@@ -1,7 +1,9 @@
 """Edit and retry: mistakes are told where they are, a change is shown before it is stored, secrets stay hidden."""
 
+import asyncio
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ import pytest
 
 from durableq import DurableQ
 from durableq.dashboard import edit
+from durableq.dashboard.editing import read_arguments
+from durableq.encryption import KeyRing, new_key
+from durableq.fastapi.showing import as_stored
 from tests.dashboard.plain_browser import Browser, Office, Page, application, office
 from tests.support import eventually_sync
 
@@ -145,3 +150,65 @@ def test_a_change_of_many_lines_is_shown_in_part_and_the_page_says_so(
     page = review(site, site.dead_letter(), '{"email": "good@x", "options": {"a": 1, "b": 2}}')
     assert len([given for tag, given in page.elements if given.get("class", "").startswith("diff-text")]) == 3
     assert "more lines are not shown" in page.text
+
+
+@pytest.mark.parametrize("depth", [150, 400, 900])
+def test_what_is_nested_too_deep_is_a_mistake_and_no_defect(site: Office, depth: int) -> None:
+    job_id = site.dead_letter()
+    page = review(site, job_id, '{"email": "good@x",\n"options": {"a": ' + "[" * depth + "]" * depth + "}}")
+    assert page.status == 422
+    assert "Line 2:" in page.text and "at most 100 levels deep" in page.text
+
+
+def test_large_arguments_are_not_read_where_all_requests_are_served(
+    site: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def noticed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            threads.append(threading.get_ident())
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(edit, "read_arguments", noticed(read_arguments))
+    monkeypatch.setattr(edit, "as_stored", noticed(as_stored))
+    assert review(site, site.dead_letter(), '{"email": "good@x"}').status == 200
+
+    async def serving_thread() -> int:
+        return threading.get_ident()
+
+    assert len(threads) == 2
+    assert site.call(serving_thread) not in threads
+
+
+def encrypted_letter(path: Path) -> str:
+    """Store a cancelled job under a key, and return its id."""
+
+    async def add() -> str:
+        dq = DurableQ(path, worker=False, encryption=KeyRing({"2026-11": new_key()}))
+        async with dq.running():
+            job = await dq.add_task(note, "in-clear-nowhere")
+            await dq.cancel(job.id)
+            return job.id
+
+    return asyncio.run(add())
+
+
+def note(label: str) -> None: ...
+
+
+def test_arguments_whose_key_is_not_here_are_neither_shown_nor_edited(tmp_path: Path) -> None:
+    job_id = encrypted_letter(tmp_path / "app.db")
+    with application(DurableQ(tmp_path / "app.db", worker=False)) as keyless:
+        page = keyless.open(f"jobs/{job_id}")
+        assert "encrypted with the key “2026-11”, and this process could not open them" in page.text
+        assert "nonce" not in page.text
+        assert not page.has_link("Edit and retry…")
+        editor = keyless.open(f"jobs/{job_id}/edit")
+        assert editor.status == 409
+        assert "encrypted with the key “2026-11”" in editor.text
+        token = keyless.with_token([("args", '{"label": "x"}'), ("seen", ""), ("step", "confirm")])
+        assert keyless.send(f"/durableq/jobs/{job_id}/edit", token).status == 409
+        assert keyless.job(job_id).state == "cancelled"

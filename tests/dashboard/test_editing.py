@@ -25,6 +25,10 @@ def test_every_argument_is_found_on_its_line(values: dict[str, object]) -> None:
     assert [line_of(text, name) for name in values] == list(range(2, len(values) + 2))
 
 
+def test_arguments_may_be_nested_as_deep_as_the_limit_says() -> None:
+    assert read_arguments('{"a": ' + "[" * 99 + "]" * 99 + "}")["a"] == json.loads("[" * 99 + "]" * 99)
+
+
 def test_a_name_inside_of_an_argument_is_not_taken_for_one() -> None:
     assert line_of('{\n"a": {"b": 1},\n"b": 2\n}', "b") == 3
     assert line_of('{\n"a": "\\"b\\": 1",\n"c": 2\n}', "b") is None
@@ -45,6 +49,8 @@ def test_a_line_is_looked_for_in_any_text(text: str) -> None:
         ('{\n"a": 1,\n"a": 2}', "the name 'a' stands twice", 2),
         ('{"a": Infinity}', "Infinity is not JSON", None),
         ("[" * 100_000, "cannot be read as JSON", None),
+        ('{"a": 1,\n"b": ' + "[" * 100 + "]" * 100 + "}", "at most 100 levels deep, 'b' is deeper", 2),
+        ('{"a": ' + '{"x":' * 400 + "1" + "}" * 401, "at most 100 levels deep", 1),
         ('"text"', "expected one object", 1),
     ],
 )

@@ -1,6 +1,7 @@
 """The page of one job: everything that is known about it, with its secrets hidden, and what may be done to it."""
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 import pytest
 
 from durableq import Secret, current_job
+from durableq.dashboard import job
+from durableq.dashboard.assets import ASSETS
 from tests.dashboard.plain_browser import MOUNT, Office, Page, office
 from tests.support import eventually_sync
 
@@ -181,3 +184,40 @@ def test_a_hostile_id_in_the_address_stays_text(site: Office) -> None:
     page = site.open(f"{MOUNT}/jobs/%3Cimg%20src=x%20onerror=alert(1)%3E")
     assert page.status == 404
     assert not any(tag == "img" for tag, _ in page.elements)
+
+
+def test_of_many_tries_the_latest_are_shown_and_a_link_leads_to_the_others(
+    site: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "TRIES", 1)
+    job_id = site.add(site.flaky, state="scheduled")
+    site.call(site.dq.retry, job_id)
+    eventually_sync(lambda: site.job(job_id).state == "dead")
+    page = site.open(f"jobs/{job_id}")
+    assert [given["id"] for tag, given in page.elements if given.get("class") == "try"] == ["try-0"]
+    assert "the latest 1 of 2" in page.text and "1 earlier try failed" in page.text
+    assert "failure 2" in page.text and "this is try 2" in page.text
+    assert "failure 1" not in page.text and "this is try 1" not in page.text
+    everything = site.open(page.link("show earlier ones"))
+    assert "failure 1" in everything.text and "this is try 1" in everything.text
+    assert not everything.has_link("show earlier ones")
+
+
+def test_a_job_without_arguments_was_given_none(site: Office) -> None:
+    assert "It was given none." in site.open(f"jobs/{site.add(site.build, state='dead')}").text
+
+
+def test_a_job_that_is_due_in_two_days_is_not_two_days_old(site: Office) -> None:
+    job_id = site.add(site.mail.options(delay=timedelta(days=2)), "good@example.org", state="scheduled")
+    text = site.open(f"jobs/{job_id}").text
+    assert "so far" in text
+    assert "2 d so far" not in text
+
+
+@pytest.mark.parametrize(
+    "what", [".job-title h1", ".job-name a", ".job-error span", ".tag", ".logs li > span", ".job-problem-text"]
+)
+def test_marks_that_turn_the_direction_of_writing_end_with_what_a_job_says(what: str) -> None:
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", ASSETS["jobs.css"].content.decode())
+    isolated = [names for names, body in rules if "unicode-bidi: isolate" in body]
+    assert any(what in (name.strip().rpartition("*/")[2].strip() for name in names.split(",")) for names in isolated)

@@ -217,3 +217,36 @@ def test_no_page_is_kept_by_a_cache_or_lets_scripts_of_others_in(site: Office) -
     assert response.headers["cache-control"] == "no-store"
     assert "script-src 'self'" in response.headers["content-security-policy"]
     assert not re.search(r"\sstyle=|\son[a-z]+=|<style|<script>", response.text)
+
+
+def test_a_search_of_thousands_of_conditions_is_refused_by_a_small_page(site: Office) -> None:
+    for address in ("&".join(f"arg.{n}=1" for n in range(3_000)), "q=" + "+".join(f"key{n}:1" for n in range(3_000))):
+        page = site.open(f"{MOUNT}/jobs?{address}")
+        assert page.status == 400
+        assert len(page.html) < 100_000
+        assert re.search(r"Expected .*at most", page.text)
+
+
+def test_words_in_the_search_box_are_looked_for_in_the_errors(site: Office) -> None:
+    job_id = site.dead_letter()
+    page = site.open("jobs", q="dead such address")
+    assert query(page) == {"state": "dead", "error_text": "such address"}
+    assert listed(page) == [job_id]
+
+
+def test_a_word_that_no_error_has_may_be_the_name_of_a_task(site: Office) -> None:
+    job_id = site.dead_letter()
+    page = site.open("jobs", q="mail.send")
+    assert listed(site.open(page.link("the name of a task"))) == [job_id]
+
+
+def test_not_every_name_of_a_task_is_put_into_the_page(site: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    def suggested() -> list[str]:
+        options = [given["value"] for tag, given in site.open("jobs").elements if tag == "option"]
+        return [value for value in options if not re.fullmatch("[0-9]+[mhd]", value)]
+
+    for task in (site.mail, site.build, site.flaky):
+        site.add(task, *(["good@x"] if task is site.mail else []))
+    assert len(suggested()) > 2
+    monkeypatch.setattr(jobs, "_SUGGESTED", 2)
+    assert len(suggested()) == 2

@@ -8,11 +8,11 @@ import pytest
 from fastapi import Depends, FastAPI
 
 from durableq import DurableQ
-from durableq.dashboard import dashboard
-from durableq.dashboard.live import told
-from durableq.dashboard.watch import Watch, fingerprint
-from durableq.fastapi.streaming import TICK_SECONDS, Event
-from tests.dashboard.conftest import Page, account
+from durableq.dashboard import dashboard, live
+from durableq.dashboard.live import OPEN_FOR_ONE, Share, told
+from durableq.dashboard.watch import LookFailed, Watch, fingerprint
+from durableq.fastapi.streaming import TICK_SECONDS, Event, Seats
+from tests.dashboard.conftest import Application, Page, account
 from tests.fastapi.helpers import serving
 from tests.fastapi.streams import streaming
 
@@ -145,3 +145,80 @@ async def live_address(port: int) -> str | None:
     async with streaming(port, "/durableq/queues", x_user="rita") as answer:
         text = (await answer.reader.readexactly(int(answer.headers["content-length"]))).decode()
     return Page(text).body["data-live-url"]
+
+
+class Blind:
+    """Cannot look, until it is mended."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.is_mended = False
+
+    async def look(self) -> str:
+        self.number += 1
+        if not self.is_mended:
+            raise OSError("no such file")
+        return "seen"
+
+
+async def test_a_look_that_fails_is_told_once_ends_the_streams_and_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    blind = Blind()
+    watch = Watch(blind.look, seconds=0.0)
+    for _ in range(3):
+        with pytest.raises(LookFailed):
+            await watch.now()
+        assert await events_of(watch, "", 60.0) == []
+    assert blind.number == 6
+    assert [record.getMessage() for record in caplog.records] == [
+        "live updates stand still, looking failed: OSError: no such file"
+    ]
+    assert not any(record.exc_info for record in caplog.records)
+    blind.is_mended = True
+    assert await watch.now() == "seen"
+
+
+async def test_those_who_wait_for_a_look_that_fails_do_not_each_look_again() -> None:
+    blind = Blind()
+    watch = Watch(blind.look, seconds=60.0)
+    assert [type(one) for one in await asyncio.gather(*(watch.now() for _ in range(9)), return_exceptions=True)] == [
+        LookFailed
+    ] * 9
+    assert blind.number == 1
+
+
+def test_a_page_learns_that_there_are_no_live_updates_while_looking_fails(
+    site: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(site.dq, "workers", broken)
+    answer = site.get("/live")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"]
+    assert "no live updates now" in answer.text
+
+
+def test_one_person_cannot_take_all_seats() -> None:
+    of_all = Seats(OPEN_FOR_ONE + 1)
+    greedy, other = Share(of_all), Share(of_all)
+    assert [greedy.take() for _ in range(OPEN_FOR_ONE + 1)] == [True] * OPEN_FOR_ONE + [False]
+    assert [other.take(), other.take()] == [True, False]
+    greedy.leave()
+    assert other.take()
+    assert not greedy.take(), "all are taken"
+
+
+async def test_the_streams_of_one_name_share_its_seats(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "OPEN_FOR_ONE", 1)
+    dq = DurableQ(database, worker=False)
+    app = FastAPI(lifespan=dq.lifespan)
+    app.include_router(dashboard(dq, auth=Depends(account)), prefix="/durableq")
+    async with serving(app) as port, streaming(port, "/durableq/live", x_user="rita") as first:
+        await first.until("changed")
+        async with streaming(port, "/durableq/live", x_user="rita") as second:
+            assert second.status == 503
+        async with streaming(port, "/durableq/live", x_user="otto") as other:
+            assert other.status == 200

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from durableq import DurableQ, JobState
+from durableq.dashboard import queues
 from durableq.dashboard.forms import Form
 from durableq.dashboard.queues import queue_named_in
 from durableq.dashboard.refusals import Refused
@@ -38,8 +39,9 @@ def test_pausing_holds_the_jobs_until_resuming_and_names_who_did_it(working: App
     form = working.page("/queues").form("/queues/pause", queue="mail")
 
     answer = working.send_form(form, who="otto")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/durableq/queues?said=paused")
-    page = working.page("/queues?said=paused")
+    assert answer.status_code == 303
+    assert answer.headers["location"].startswith("/durableq/queues?said=paused.")
+    page = working.page(answer.headers["location"].removeprefix("/durableq"))
     assert "The queue is paused" in page.text
     assert "paused by otto" in page.text
 
@@ -96,3 +98,17 @@ def test_a_worker_that_joins_is_seen(site: Application, database: Path) -> None:
     page = asyncio.run(with_another())
     assert "runs jobs" in page.text
     assert "No worker is running" not in page.text
+
+
+def test_of_too_many_queues_the_paused_and_the_busiest_are_shown(
+    site: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "SHOWN", 2)
+    for name, number in (("a", 1), ("b", 1), ("c", 2), ("d", 1)):
+        for _ in range(number):
+            site.add(site.send.options(queue=name), "good@example.org")
+    site.call(site.dq.pause, "d")
+    page = site.page("/queues")
+    shown = [link.partition("queue=")[2] for link in page.links if link.startswith("/durableq/jobs?queue=")]
+    assert list(dict.fromkeys(name.partition("&")[0] for name in shown)) == ["c", "d"]
+    assert "2 of 4 queues are shown" in page.text

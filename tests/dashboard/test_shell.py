@@ -142,7 +142,7 @@ def test_a_file_of_another_version_is_not_kept(site: Application) -> None:
 
 @pytest.mark.parametrize("name", ["../site.py", "..%2fsite.py", "htmx-LICENSE.txt", "base.html", "%2e%2e%2fforms.py"])
 def test_no_other_file_is_served(site: Application, name: str) -> None:
-    assert site.client.get(f"/durableq/static/{VERSION}/{name}").status_code == 404
+    assert site.get(f"/static/{VERSION}/{name}").status_code == 404
 
 
 def test_a_template_that_names_a_file_which_is_not_there_is_an_error() -> None:
@@ -242,9 +242,19 @@ def test_a_field_may_be_there_several_times() -> None:
 
 
 def test_a_page_says_only_our_own_words_after_an_action(site: Application) -> None:
-    assert "The queue is paused" in site.page("/queues?said=paused").text
+    where = site.send_form(a_form(site)).headers["location"].removeprefix("/durableq")
+    assert "The queue is paused" in site.page(where).text
     for query in ("said=<b>hello</b>", "said=", "said=paused2&n=<i>"):
         assert 'class="flash' not in site.page(f"/queues?{query}").html
+
+
+def test_a_link_that_somebody_else_made_says_nothing(site: Application) -> None:
+    form = site.page("/queues").form("/queues/pause") if site.add(site.send, "good@x") else None
+    where = site.send_form(form).headers["location"].removeprefix("/durableq")  # type: ignore[arg-type]
+    for forged in ("/jobs?said=delete&n=123456789", "/jobs?said=delete.&n=3", f"{where}&n=9", where[:-1] + "z"):
+        assert 'class="flash' not in site.page(forged).html
+    site.client.cookies.clear()
+    assert 'class="flash' not in site.page(where).html
 
 
 def test_a_message_is_in_the_plural_for_many() -> None:
@@ -257,7 +267,67 @@ def test_a_message_is_in_the_plural_for_many() -> None:
     ]
 
 
+def test_none_is_a_warning_in_its_own_words() -> None:
+    message = Message("One job is queued again.", "{n} jobs are queued again.", none="None was.")
+    assert (message.about(0), message.kind_about(0)) == ("None was.", "warn")
+    assert (message.about(2), message.kind_about(2)) == ("2 jobs are queued again.", "good")
+
+
 # -- errors ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/jobs/1/nothing", "/static/x"])
+def test_an_address_that_there_is_not_is_a_page_with_the_menu(site: Application, path: str) -> None:
+    answer = site.get(path)
+    assert answer.status_code == 404
+    assert answer.headers["content-security-policy"]
+    page = Page(answer.text)
+    assert "There is no such page" in page.text
+    assert "/durableq/jobs" in page.links
+    assert site.get(path, who=None).status_code == 401
+
+
+def test_the_page_of_unknown_addresses_gives_way_to_routes_of_the_application(database: Path) -> None:
+    app = FastAPI()
+    app.include_router(dashboard(DurableQ(database), auth=Depends(account)))
+    app.get("/own")(lambda: "mine")
+    answer = TestClient(app).get("/own", headers={"X-User": "anna"})
+    assert (answer.status_code, answer.json()) == (200, "mine")
+
+
+@pytest.mark.parametrize("path", ["//evil.example/", "///evil.example//", "/%5Cevil.example/"])
+def test_no_address_leads_to_another_site(database: Path, path: str) -> None:
+    app = FastAPI()
+    app.include_router(dashboard(DurableQ(database), auth=Depends(account)))
+    answer = TestClient(app).get(f"http://testserver{path}", headers={"X-User": "anna"}, follow_redirects=False)
+    assert not answer.headers.get("location", "").startswith(("//", "/\\", "http"))
+
+
+def test_no_link_leads_to_another_host_whatever_the_path_before_the_dashboard_is(database: Path) -> None:
+    dq = DurableQ(database, worker=False)
+    app = FastAPI(lifespan=dq.lifespan)
+    app.include_router(dashboard(dq, auth=Depends(account)), prefix="/{tenant:path}/q")
+    with TestClient(app) as client:
+        page = Page(client.get("http://testserver//evil.example/q/queues", headers={"X-User": "anna"}).text)
+    assert "/evil.example/q/jobs" in page.links
+    assert not [link for link in [*page.links, *page.files] if link.startswith("//")]
+
+
+@pytest.mark.parametrize("root_path", ["", "/api"])
+def test_the_mount_without_its_slash_leads_to_the_overview_behind_a_proxy_too(
+    site: Application, root_path: str
+) -> None:
+    client = TestClient(site.client.app, root_path=root_path)
+    answer = client.get("/durableq", headers={"X-User": "anna"}, follow_redirects=False)
+    assert answer.headers["location"] == f"{root_path}/durableq/"
+    slash = client.get("/durableq/jobs/?state=dead", headers={"X-User": "anna"}, follow_redirects=False)
+    assert slash.headers["location"] == f"{root_path}/durableq/jobs?state=dead"
+
+
+def test_who_sends_a_form_through_a_proxy_that_hides_the_host_is_told_what_to_set(site: Application) -> None:
+    form = a_form(site)
+    answer = site.request("POST", form.action, data=dict(form.fields), headers={"Origin": "https://queue.example"})
+    assert "proxy_set_header Host" in Page(answer.text).text
 
 
 def test_an_address_that_is_not_right_is_explained_without_repeating_it(site: Application) -> None:
@@ -281,6 +351,7 @@ def test_a_queue_that_does_not_run_is_a_page_with_an_id_for_the_log(
     app.include_router(dashboard(DurableQ(database), auth=Depends(account)), prefix="/durableq")
     answer = TestClient(app).get("/durableq/queues", headers={"X-User": "anna"})
     assert answer.status_code == 503
+    assert answer.headers["retry-after"].isdigit()
     found = re.search(r"under the id ([0-9a-f]{16})", answer.text)
     assert found is not None
     assert found[1] in caplog.text

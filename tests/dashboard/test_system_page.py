@@ -2,15 +2,19 @@
 
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from fastapi import Depends, FastAPI
 from pydantic import Field
+from starlette.testclient import TestClient
 
 from durableq import DurableQ
+from durableq.dashboard import dashboard
 from durableq.dashboard.system import ENTRIES, deed_of, settings_of, versions
 from durableq.models import AuditEntry
 from durableq.options import QueueOptions
-from tests.dashboard.conftest import Application
+from tests.dashboard.conftest import Application, Page, account
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
@@ -121,3 +125,14 @@ def test_a_long_detail_is_cut_and_an_unknown_action_named_as_it_is() -> None:
 def test_who_cannot_turn_the_text_of_the_page() -> None:
     odd = AuditEntry(at=NOON, who="an\u202ena\x1b[31m", action="pause", job_id="", detail={"queue": "q\u202e"})
     assert (deed_of(odd).who, deed_of(odd).queue) == ("anna", "q")
+
+
+def test_while_the_queue_does_not_run_the_page_says_so_and_shows_the_rest(database: Path) -> None:
+    app = FastAPI()
+    app.include_router(dashboard(DurableQ(database), auth=Depends(account)), prefix="/durableq")
+    answer = TestClient(app).get("/durableq/system", headers={"X-User": "anna"})
+    assert answer.status_code == 200
+    text = Page(answer.text).text
+    assert "The queue does not run here" in text
+    assert "Settings of this process" in text
+    assert "Nobody did anything yet" not in text

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from durableq.dashboard.timeline import TRIES_DRAWN, Timeline, timeline
 from durableq.fastapi.admin_models import AttemptRecord, AuditRecord, JobDetail
-from durableq.models import JobState
+from durableq.models import Attempt, JobState
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -186,3 +186,20 @@ def test_spans_lie_side_by_side_over_the_whole_width(gaps: list[float], is_finis
     if line.spans:
         assert line.spans[-1].x + line.spans[-1].width == pytest.approx(100, abs=0.2)
         assert all(span.width > 0 for span in line.spans)
+
+
+def test_a_life_so_far_does_not_count_what_is_still_to_come() -> None:
+    waiting = timeline(job(state=JobState.SCHEDULED, run_at=at(172_800)), at(12))
+    assert waiting.duration == timedelta(days=2)
+    assert waiting.lived == timedelta(seconds=12)
+    ended = timeline(job(state=JobState.CANCELLED, finished_at=at(5)), at(12))
+    assert ended.lived == ended.duration == timedelta(seconds=5)
+
+
+def test_tries_that_the_job_does_not_show_are_one_span() -> None:
+    left_out = [
+        Attempt(lease_no=number, **failed(number, 2 * number - 1, 2 * number).model_dump()) for number in (1, 2)
+    ]
+    line = timeline(job(attempt=3, attempts=[failed(3, 10, 11)], run_at=at(20)), at(12), left_out)
+    assert (line.spans[0].kind, line.spans[0].tries, line.spans[0].end) == ("earlier", 2, at(4))
+    assert [span.attempt for span in line.spans if span.kind == "ran"] == [3]

@@ -21,12 +21,13 @@ function toggleTheme() {
   redrawCharts();
 }
 
-// Plain HTTP has no clipboard of its own, so there the older way is gone.
+// Plain HTTP has no clipboard of its own, and elsewhere it may be refused: then the older way is gone.
 async function copyText(text) {
-  if (navigator.clipboard && window.isSecureContext) {
-    await navigator.clipboard.writeText(text);
-    return;
-  }
+  const isCopied = await navigator.clipboard?.writeText(text).then(
+    () => true,
+    () => false,
+  );
+  if (isCopied) return;
   const area = document.createElement("textarea");
   area.value = text;
   area.className = "visually-hidden";

@@ -64,6 +64,8 @@ function offset(moment) {
 function ago(moment) {
   const seconds = Math.round((moment - Date.now()) / 1000);
   if (Math.abs(seconds) < 1) return "now";
-  const [unit, length] = UNITS.find(([, size]) => Math.abs(seconds) >= size) ?? UNITS.at(-1);
-  return words.format(Math.trunc(seconds / length), unit);
+  // Rounded, in the unit that this leads to: a minute before two days "in 2 days", and never "in 60 min."
+  const reaches = ([, size], at) => Math.abs(seconds) >= size - (UNITS[at + 1]?.[1] ?? 0) / 2;
+  const [unit, length] = UNITS.find(reaches) ?? UNITS.at(-1);
+  return words.format(Math.sign(seconds) * Math.round(Math.abs(seconds) / length), unit);
 }
