@@ -7,12 +7,13 @@ the database where it is told to: a page of it is answered soon, however many jo
 import builtins
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from durableq.checking import encode_by_schema
 from durableq.clock import Clock, to_datetime, to_micros
-from durableq.encryption import KeyRing, Rotation, opened, rotate
+from durableq.encryption import KEY_MISSING, CannotOpen, KeyRing, Rotation, is_sealed, opened, rotate, without_a_ring
 from durableq.errors import ConfigurationError, JobNotFound
 from durableq.history import History, history_of, step_of
 from durableq.life import Life
@@ -28,6 +29,8 @@ DEAD_LOOKED_AT: Final = 10_000
 """Of so many dead jobs, the latest, kinds of failure are told apart."""
 QUEUED_COUNTED: Final = 10_000
 """Of each queue, so many waiting jobs are counted."""
+_EDITED: Final = frozenset({"args_before", "args_after"})
+"""Where the audit entry of an edit has arguments."""
 
 
 class Operations:
@@ -77,8 +80,13 @@ class Operations:
         return await self._storage_here().dead_letters(look_at=DEAD_LOOKED_AT)
 
     async def audit_trail(self, job_or_id: Job[Any] | str) -> builtins.list[AuditEntry]:
-        """Return what people did to a job, oldest first."""
-        return await self._storage_here().audit_trail(id_of(job_or_id))
+        """Return what people did to a job, oldest first. Arguments that no key here opens stay as they are stored."""
+        job_id = id_of(job_or_id)
+        entries = await self._storage_here().audit_trail(job_id)
+        if self._keys is None or not any(_EDITED & entry.detail.keys() for entry in entries):
+            return entries
+        job = await self._storage_here().get(job_id)
+        return entries if job is None else [_opened_entry(entry, job.task, self._keys) for entry in entries]
 
     # -- looking at the rest -------------------------------------------------------------------------------
 
@@ -119,7 +127,8 @@ class Operations:
         ``args`` replaces the arguments, by name, checked against the task's signature; where this app does not know
         the task, against the JSON schema that another app has stored (extra ``dashboard``). The change is audited
         under ``who``. Raises `JobNotFound`, `JobConflict`, `InvalidArguments`, and `ConfigurationError` when nobody
-        can check the arguments.
+        can check the arguments, or when the stored ones are encrypted with a key that is not here: the new ones would
+        be stored in clear, or under a key that the job's worker may not have.
         """
         args_json = None
         if args is not None:
@@ -204,6 +213,7 @@ class Operations:
 
     async def _as_edited(self, job: Job[Any], args: Mapping[str, Any]) -> str:
         """Return edited arguments in JSON, checked by the task's own signature, or by what was stored of it."""
+        _refuse_without_key(job, self._keys)
         task = self._registry.find(job.task)
         if task is not None:
             return task.codec.encode_object(args, self.settings.max_payload_bytes)
@@ -214,6 +224,36 @@ class Operations:
                 "from an app that knows it"
             )
         return encode_by_schema(job.task, schema, args, self.settings.max_payload_bytes)
+
+
+def _refuse_without_key(job: Job[Any], keys: KeyRing | None) -> None:
+    problem = without_a_ring(job.args_json, "args")
+    if keys is not None and problem is not None:
+        try:
+            keys.open(job.args_json, job.id, job.task, "args")
+            return
+        except CannotOpen as error:
+            if error.kind != KEY_MISSING:  # damaged: an edit mends that, and is encrypted
+                return
+            problem = error
+    if problem is not None:
+        raise ConfigurationError(f"job {job.id} cannot be edited here: {problem}; edit it where that key is")
+
+
+def _opened_entry(entry: AuditEntry, task: str, keys: KeyRing) -> AuditEntry:
+    detail = {
+        name: _opened_arguments(value, entry.job_id, task, keys) if name in _EDITED else value
+        for name, value in entry.detail.items()
+    }
+    return replace(entry, detail=detail)
+
+
+def _opened_arguments(value: Any, job_id: str, task: str, keys: KeyRing) -> Any:
+    stored = json.dumps(value, separators=(",", ":"))  # envelopes are stored so
+    try:
+        return json.loads(keys.open(stored, job_id, task, "args")) if is_sealed(stored) else value
+    except (CannotOpen, ValueError, RecursionError):
+        return value
 
 
 def id_of(job_or_id: Job[Any] | str) -> str:

@@ -23,6 +23,8 @@ HIDDEN: Final = "**********"
 """Stands for a hidden value; pydantic shows its own secrets so."""
 MASKED: Final = "***"
 """Stands for a hidden part of a text."""
+MOST_LEVELS: Final = 100
+"""Edited arguments may be nested so deep."""
 RESULT: Final = "return"
 """The name of the return value among those of arguments; no argument can have it."""
 
@@ -49,6 +51,7 @@ _MEASURES: Final = frozenset({"max", "min", "count", "length", "limit", "ttl", "
 """Words of names that tell of a secret, and are none: ``max_tokens``, ``password_min_length``."""
 
 _NAME_PARTS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_NO_NAME_PART: Final = bytes(code for code in range(128) if not chr(code).isalnum())
 _KEY: Final = re.compile(
     r"(?<![\w.\-])(?P<key>[\w.\-]++)(?:\\*+[\"'])?+\]?+[ \t]{0,3}+(?:=>|[:=](?!=))[ \t]{0,3}+", re.ASCII
 )
@@ -127,6 +130,14 @@ def is_secret_name(name: str) -> bool:
     return any(word in joined for word in _CERTAIN) or not _WORDS.isdisjoint(words)
 
 
+def may_name_secrets(args_json: str) -> bool:
+    """Whether arguments, as JSON, may hold a name that says secret. Fast: yes when in doubt, no only when sure."""
+    if "\\" in args_json:  # a name may be written otherwise than it is
+        return True
+    text = args_json.encode("ascii", "ignore").lower().translate(None, _NO_NAME_PART)
+    return any(word.encode() in text for word in (*_CERTAIN, *_WORDS, *_also))
+
+
 def _joined(name: str) -> str:
     return "".join(part.lower() for part in _NAME_PARTS.findall(name))
 
@@ -193,21 +204,30 @@ def _hints_of(kind: type) -> dict[str, Any]:
 
 
 class Redactor:
-    """Hides what is secret for one job. ``names``: its arguments that are; ``values``: what they hold, or held."""
+    """Hides what is secret for one job. ``names``: its arguments that are; ``values``: what they hold, or held.
 
-    def __init__(self, names: Collection[str] = (), values: Iterable[Any] = ()) -> None:
+    Without ``knows_all`` there are values that are not known here: of what the task `said` nothing is shown then.
+    """
+
+    def __init__(self, names: Collection[str] = (), values: Iterable[Any] = (), *, knows_all: bool = True) -> None:
         self.names = frozenset(names)
-        texts = {text for value in values for text in _texts(value) if len(text) >= _SHORTEST} - {HIDDEN}
-        self._hides_all_text = len(texts) > _MOST_VALUES
-        self._values = sorted(texts, key=len, reverse=True)
+        self.knows_all = knows_all
+        self._values = {text for value in values for text in _texts(value) if len(text) >= _SHORTEST} - {HIDDEN}
+        self._hides_all_text = len(self._values) > _MOST_VALUES
+        self._search = None if self._hides_all_text or not self._values else _Search(self._values)
+
+    @property
+    def hides_values(self) -> bool:
+        """Whether there are values to be looked for in texts."""
+        return bool(self._values)
 
     @classmethod
-    def of(cls, names: Collection[str], *arguments: Any) -> "Redactor":
+    def of(cls, names: Collection[str], *arguments: Any, knows_all: bool = True) -> "Redactor":
         """For a job of these arguments, and those it had before it was edited."""
         found: list[Any] = []
         for one in arguments:
             _collect(one, frozenset(names), found)
-        return cls(names, found)
+        return cls(names, found, knows_all=knows_all)
 
     def arguments(self, values: Any) -> Any:
         """Return arguments, by name, as they may be shown."""
@@ -236,9 +256,16 @@ class Redactor:
         """Return a text as it may be shown: an error message, a traceback, a line of a log."""
         if self._hides_all_text:
             return MASKED
-        for value in self._values:
-            text = _without(value, text)
+        if self._search is not None:
+            text = self._search.hidden_in(text)
         return redacted_text(text, self.names)
+
+    def said(self, text: str) -> str:
+        """Return what a task said, a log line or a progress message, as it may be shown.
+
+        Since these are redacted when they are stored this matters for older ones; hence nothing without all values.
+        """
+        return self.text(text) if self.knows_all else HIDDEN
 
     def _under(self, name: Any, value: Any, depth: int, is_secret: bool) -> Any:
         if value is None or isinstance(value, bool):  # tells whether there is one, and nothing of it
@@ -249,19 +276,73 @@ class Redactor:
         return isinstance(value, int | float) and not isinstance(value, bool) and str(value) in self._values
 
 
-def _without(value: str, text: str) -> str:
-    """Hide a value in a text, however it is quoted there, also where no more than its beginning was kept."""
-    value = re.sub(r"\\+", r"\\", value)  # as many as one: how many there are is up to the quoting
-    head = value[:_HEAD]
-    if max(_PLAIN.findall(head), key=len, default="") in text:
+class _Search:
+    """Finds values in texts, all in one go, however they are quoted, also where no more than a beginning was kept."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        # As many backslashes as one: how many there are is up to the quoting.
+        plain = sorted({re.sub(r"\\+", r"\\", value) for value in values}, key=lambda value: (-len(value), value))
+        self._rests: dict[str, list[str]] = {}
+        for value in plain:
+            self._rests.setdefault(value[:_HEAD], []).append(value[_HEAD:])
+        self._words = {max(_PLAIN.findall(head), key=len, default="") for head in self._rests}
+
+    def hidden_in(self, text: str) -> str:
+        """Return a text without the values."""
+        if any(word in text for word in self._words):
+            text = self._without_found(text)
+        return self._without_cut(text) if len(text) >= _CUT_AT else text
+
+    def _without_found(self, text: str) -> str:
         kept: list[str] = []
         done = 0
-        pattern = re.compile("".join(map(_as_written, head)))
-        while (found := pattern.search(text, done)) is not None:
-            kept += text[done : found.start()], MASKED
-            done = _end(text, found.end(), value[_HEAD:])
-        text = "".join((*kept, text[done:]))
-    return _without_cut(head, text) if len(text) >= _CUT_AT else text
+        for start, end in self._spans(text):
+            if start >= done:  # else it goes on with one that is hidden already
+                kept += text[done:start], MASKED
+            done = max(done, end)
+        return "".join((*kept, text[done:]))
+
+    def _spans(self, text: str) -> Iterable[tuple[int, int]]:
+        """From where to where there are values, in order; those that overlap too."""
+        pattern, rests = self._compiled
+        done = 0
+        for found in pattern.finditer(text):
+            index = found.lastindex or 0
+            end = found.end(index)
+            if end > done:
+                done = max(_end(text, end, rest) for rest in rests[index - 1])
+                yield found.start(), done
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[re.Pattern[str], list[list[str]]]:
+        """One pattern, a group for each beginning of a value; and by group how these may go on.
+
+        Grouped by first character, by which a position is passed over fast; a longer one is tried before a shorter.
+        Looks ahead only, so that no match hides another that begins inside of it.
+        """
+        by_first: dict[str, list[str]] = {}
+        for head in self._rests:
+            by_first.setdefault(head[0], []).append(head)
+        heads = [head for group in by_first.values() for head in group]
+        groups = (
+            _as_written(first) + f"(?:{'|'.join(f'({_written(head[1:])})' for head in group)})"
+            for first, group in by_first.items()
+        )
+        return re.compile(f"(?={'|'.join(groups)})"), [self._rests[head] for head in heads]
+
+    def _without_cut(self, text: str) -> str:
+        """A text that was cut to its length may end in a value's very beginning: the longest that fits is hidden."""
+        longest = max(_cut_length(head, text) for head in self._rests)
+        return text[:-longest] + MASKED if longest else text
+
+
+def _cut_length(head: str, text: str) -> int:
+    """How many characters of a value's beginning a text ends in; 0 for fewer than are looked for."""
+    end = text[-_SHORTEST:]
+    at = head.rfind(end)
+    while at >= 0 and not text.endswith(head[: at + _SHORTEST]):
+        at = head.rfind(end, 0, at + _SHORTEST - 1)
+    return at + _SHORTEST if at >= 0 else 0
 
 
 def _end(text: str, at: int, rest: str) -> int:
@@ -274,13 +355,8 @@ def _end(text: str, at: int, rest: str) -> int:
     return at
 
 
-def _without_cut(head: str, text: str) -> str:
-    """A text that was cut to its length may end in the very beginning of a value; the longest that fits is hidden."""
-    end = text[-_SHORTEST:]
-    at = head.rfind(end)
-    while at >= 0 and not text.endswith(head[: at + _SHORTEST]):
-        at = head.rfind(end, 0, at + _SHORTEST - 1)
-    return text if at < 0 else text[: -at - _SHORTEST] + MASKED
+def _written(text: str) -> str:
+    return "".join(map(_as_written, text))
 
 
 @functools.lru_cache(maxsize=4_096)
@@ -300,6 +376,7 @@ def _as_written(char: str) -> str:
 def redacted_text(text: str, names: Collection[str] = ()) -> str:
     """Hide in a text what stands behind a secret name or one of ``names``, passwords in URLs, and private keys.
 
+    In ``task=secrets.tool:mail`` the module only names the task: that stays.
     Takes time in proportion to the text's length, whatever it holds.
     """
     text = _PRIVATE_KEY.sub(rf"\g<1>{MASKED}\g<2>", text)
@@ -307,10 +384,12 @@ def redacted_text(text: str, names: Collection[str] = ()) -> str:
         text = _URL_PASSWORD.sub(rf"\g<before>{MASKED}@", text)
     text = _BEARER.sub(rf"\g<before>{MASKED}", text)
     kept: list[str] = []
-    at = 0
+    at = task_at = 0
     for key in _KEY.finditer(text):
         name = key["key"]
-        if key.start() < at or not (name in names or is_secret_name(name)):
+        is_module = 0 < key.start() == task_at and key[0] == f"{name}:"
+        task_at = key.end() if key[0] == "task=" else 0
+        if key.start() < at or is_module or not (name in names or is_secret_name(name)):
             continue
         value = (_REST_OF_LINE if name.lower().endswith(_WHOLE_LINES) else _VALUE).match(text, key.end())
         value = value or _VALUE.match(text, key.end())
@@ -367,44 +446,90 @@ class PlaceholderSent(ValueError):
 def restored(edited: Mapping[str, Any], shown: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return edited arguments in which whatever came back as it was shown is again what is stored.
 
-    Raises `PlaceholderSent` rather than let a placeholder overwrite a secret.
+    Raises `PlaceholderSent` rather than let a placeholder overwrite a secret. Takes time in proportion to the size of
+    the arguments; `too_deep` is asked before.
     """
-    restored_all: dict[str, Any] = _restored(dict(edited), dict(shown), dict(stored), "")
+    restored_all: dict[str, Any] = _Restoring().value(dict(edited), dict(shown), dict(stored), "")
     return restored_all
 
 
-def _restored(edited: Any, shown: Any, stored: Any, where: str) -> Any:
-    if _same(edited, shown):
-        return stored
-    if isinstance(edited, dict):
-        known = shown if isinstance(shown, dict) and isinstance(stored, dict) else {}
-        return {
-            name: _restored(
-                value, known.get(name), stored[name] if name in known else None, f"{where}.{name}".strip(".")
-            )
-            for name, value in edited.items()
-        }
-    if isinstance(edited, list):
+def too_deep(value: Any, depth: int = MOST_LEVELS) -> bool:
+    """Whether lists and objects stand in one another more than so many levels deep."""
+    level = [value]
+    for _ in range(depth):
+        level = [part for one in level for part in _parts(one)]
+        if not level:
+            return False
+    return any(isinstance(one, dict | list) for one in level)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+class _Restoring:
+    """Compares JSON values fast: each list and each object gets a number once, from inside out; equal ones the same."""
+
+    def __init__(self) -> None:
+        self._number_of: dict[Any, int] = {}
+        self._seen: dict[int, tuple[Any, int]] = {}
+        """By identity, with what has it: a value that was let go of could leave it to another."""
+
+    def value(self, edited: Any, shown: Any, stored: Any, where: str) -> Any:
+        if self._same(edited, shown):
+            return stored
+        if isinstance(edited, dict):
+            known = shown if isinstance(shown, dict) and isinstance(stored, dict) else {}
+            return {
+                name: self.value(
+                    value, known.get(name), stored[name] if name in known else None, f"{where}.{name}".strip(".")
+                )
+                for name, value in edited.items()
+            }
+        if isinstance(edited, list):
+            return self._items(edited, shown, stored, where)
+        was_hidden = not self._same(shown, stored)
+        if edited == HIDDEN or (was_hidden and isinstance(edited, str) and MASKED in edited):
+            raise PlaceholderSent(where)
+        return edited
+
+    def _items(self, edited: list[Any], shown: Any, stored: Any, where: str) -> list[Any]:
+        """The items of a list, which may have been moved: then only where it is plain which one it was."""
         pairs = list(zip(shown, stored, strict=False)) if isinstance(shown, list) and isinstance(stored, list) else []
-        return [_restored_item(item, at, pairs, where) for at, item in enumerate(edited)]
-    was_hidden = not _same(shown, stored)
-    if edited == HIDDEN or (was_hidden and isinstance(edited, str) and MASKED in edited):
-        raise PlaceholderSent(where)
-    return edited
+        meant: dict[Any, list[Any]] = {}
+        for one_shown, one_stored in pairs:
+            meant.setdefault(self._key(one_shown), []).append(one_stored)
+        plain = {key: found[0] for key, found in meant.items() if len({self._key(one) for one in found}) == 1}
+        items = []
+        for at, item in enumerate(edited):
+            its_shown, its_stored = pairs[at] if at < len(pairs) else (None, None)
+            key = self._key(item)
+            if key in plain and not self._same(item, its_shown):
+                items.append(plain[key])
+            else:
+                items.append(self.value(item, its_shown, its_stored, f"{where}.{at}"))
+        return items
 
+    def _same(self, one: Any, other: Any) -> bool:
+        return one is other or bool(self._key(one) == self._key(other))
 
-def _restored_item(item: Any, at: int, pairs: Sequence[tuple[Any, Any]], where: str) -> Any:
-    """An item of a list, which may have been moved: then only if it is plain which one it was."""
-    shown, stored = pairs[at] if at < len(pairs) else (None, None)
-    if not _same(item, shown):
-        meant = [pair for pair in pairs if _same(item, pair[0])]
-        if meant and all(_same(one[1], meant[0][1]) for one in meant):
-            return meant[0][1]
-    return _restored(item, shown, stored, f"{where}.{at}")
-
-
-def _same(one: Any, other: Any) -> bool:
-    return one is other or json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    def _key(self, value: Any, depth: int = 0) -> Any:
+        """Equal for equal JSON values, and only for those: 1, 1.0 and true are three."""
+        if not isinstance(value, dict | list):
+            return (type(value), repr(value) if isinstance(value, float) else value)
+        if id(value) not in self._seen:
+            content: Any
+            if depth > MOST_LEVELS:  # as it is stored; what is edited and shown is never so deep
+                content = json.dumps(value, sort_keys=True)
+            elif isinstance(value, dict):
+                content = frozenset((name, self._key(part, depth + 1)) for name, part in value.items())
+            else:
+                content = tuple(self._key(part, depth + 1) for part in value)
+            number = self._number_of.setdefault((type(value), content), len(self._number_of))
+            self._seen[id(value)] = value, number
+        return self._seen[id(value)][1]
 
 
 # -- control characters --------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from durableq.redaction import (
     also_redact,
     cleaned,
     is_secret_name,
+    may_name_secrets,
     one_line,
     redacted_text,
     restored,
@@ -55,6 +56,8 @@ CANARY = "c4n4ry-5ea1"
 )  # fmt: skip
 def test_a_name_that_says_secret_is_hidden(name: str) -> None:
     assert is_secret_name(name)
+    for arguments in ({"a": [{name: CANARY}]}, {"a": {"name": name, "value": CANARY}}):
+        assert may_name_secrets(json.dumps(arguments)), "who asks this first would look for nothing else"
 
 
 @pytest.mark.parametrize(
@@ -71,12 +74,18 @@ def test_a_name_that_only_looks_like_one_stays_readable(name: str) -> None:
     assert not is_secret_name(name)
 
 
+def test_most_arguments_are_seen_to_name_no_secret_without_reading_them() -> None:
+    assert not may_name_secrets('{"order_id": 7, "rows": [{"name": "né", "amount": 1.5}], "to": "a@example.com"}')
+    assert may_name_secrets('{"p\\u0061ssword": 1}')
+
+
 def test_an_application_adds_names_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_also", set())
     assert not is_secret_name("iban")
     also_redact(["IBAN", "tax-id"])
     assert is_secret_name("iban")
     assert is_secret_name("taxId")
+    assert may_name_secrets('{"Tax ID": 1}')
     assert not is_secret_name("urban")
     assert redacted_text(f"iban={CANARY}") == f"iban={MASKED}"
     is_secret_name.cache_clear()
@@ -133,6 +142,15 @@ def test_a_secret_in_a_text_is_hidden(text: str) -> None:
 )
 def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:
     assert redacted_text(text) == text
+
+
+def test_a_task_keeps_its_name_whatever_its_module_is_called() -> None:
+    line = "job failed: job_id=1 task=secrets1:mailer.send attempt=1/3"
+    assert redacted_text(line) == line
+    assert redacted_text("task=secrets1:mailer secrets1:hunter2 password=hunter2") == (
+        "task=secrets1:mailer secrets1:*** password=***"
+    )
+    assert "hunter2" not in redacted_text("task: secret:hunter2 task=password=hunter2 task=password: hunter2")
 
 
 def test_what_stands_beside_a_secret_stays_readable() -> None:

@@ -1,6 +1,7 @@
 """Shapes in which secrets hide: pairs of name and value, aliases, nesting to the limit, texts cut anywhere."""
 
 import json
+import time
 from collections import OrderedDict, namedtuple
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from durableq.redaction import (
     redacted_text,
     restored,
     secret_arguments,
+    too_deep,
 )
 
 CANARY = "c4n4ry-5ea1"
@@ -166,6 +168,34 @@ def test_two_hundred_values_are_looked_for_one_by_one() -> None:
     assert Redactor((), values).text("plain") == MASKED
 
 
+def test_values_that_overlap_in_a_text_are_hidden_whole() -> None:
+    for values in (["xyzSE", "SECRET-LONG"], ["SECRET-LONG", "LONGish"]):
+        assert Redactor((), values).text("a xyzSECRET-LONGish b") in (f"a {MASKED}ish b", f"a xyz{MASKED} b")
+
+
+def test_of_values_that_begin_alike_each_is_hidden_to_its_end() -> None:
+    values = [f"{LONG} and {more}" for more in ("on", "onwards", "off")]
+    for value in values:
+        assert Redactor((), values).text(f"<{value}>") == f"<{MASKED}>"
+
+
+def test_many_values_in_many_texts_are_found_in_bounded_time() -> None:
+    values = ["a" * 40 + f"{number:05}" for number in range(100)] + [f"{number:04}-value" for number in range(90)]
+    text = ("a" * 39 + " \n\"'\\x" + "0007-value") * 300
+    before = time.process_time()
+    for _ in range(50):
+        redactor = Redactor((), values)
+        assert "0007" not in redactor.text(text)
+    assert time.process_time() - before < 10
+
+
+@pytest.mark.parametrize("value", ["a" * 5_000, "ab" * 2_500])
+def test_a_value_that_repeats_itself_takes_no_more_than_time_in_proportion(value: str) -> None:
+    before = time.process_time()
+    assert Redactor((), [value, value[1:]]).text(f"<{value * 12}>") == f"<{MASKED}>"
+    assert time.process_time() - before < 5
+
+
 def test_a_value_with_backslashes_is_found_however_they_are_written() -> None:
     value = r"C:\\Users\me"
     for text in (value, repr(value), json.dumps(value), value.replace("\\\\", "\\")):
@@ -216,6 +246,37 @@ def test_an_item_that_was_moved_and_changed_keeps_what_was_hidden_at_its_place()
     assert restored(edited, shown, stored) == {
         "servers": [{"host": "a2", "token": "t-one"}, {"host": "b", "token": "t-two"}]
     }
+
+
+def test_large_edits_are_compared_in_time_in_proportion_to_their_size() -> None:
+    deep: Any = {"text": "x" * 10_000}
+    for _ in range(60):
+        deep = {"in": deep, "beside": ["y" * 10_000]}
+    stored = {"deep": deep, "many": list(range(60_000)), "password": CANARY}
+    edited = json.loads(json.dumps(Redactor().arguments(stored)))
+    edited["many"] = edited["many"][1:]
+    edited["deep"]["new"] = 1
+    before = time.process_time()
+    found = restored(edited, Redactor().arguments(stored), stored)
+    assert time.process_time() - before < 5
+    assert found == {"deep": deep | {"new": 1}, "many": list(range(1, 60_000)), "password": CANARY}
+
+
+def test_numbers_and_truth_values_are_told_apart() -> None:
+    stored = {"list": [1, True, 1.0, {"password": CANARY}], "n": 1}
+    edited = {"list": [True, 1.0, 1, {"password": HIDDEN}], "n": True}
+    found = restored(edited, Redactor().arguments(stored), stored)
+    assert json.dumps(found) == json.dumps({"list": [True, 1.0, 1, {"password": CANARY}], "n": True})
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(99, False), (100, False), (101, True), (200_000, True)])
+def test_what_is_nested_more_than_a_hundred_levels_deep_is_too_deep(depth: int, expected: bool) -> None:
+    nested: Any = 1
+    for _ in range(depth):
+        nested = [nested]
+    assert too_deep(nested) is expected
+    while isinstance(nested, list):  # let go of from outside in: all at once is deep, too
+        nested = nested[0]
 
 
 def test_the_order_of_keys_makes_no_difference() -> None:

@@ -33,7 +33,7 @@ from durableq.codec import encode_result
 from durableq.context import set_current
 from durableq.engine.child_tasks import ChildTasks, as_in_the_parent
 from durableq.engine.decisions import DIE, Ruling, failure_of, redactor_of, ruling_on
-from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES
+from durableq.engine.notes import LOG_LINES, LOOKED_AT_CHARACTERS
 from durableq.errors import InvalidArguments
 from durableq.jobs import JobMaker
 from durableq.models import Job
@@ -171,7 +171,7 @@ class _Job:
         return decoded
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
-        text = None if message is None else str(message)[:LINE_CHARACTERS]
+        text = None if message is None else str(message)[:LOOKED_AT_CHARACTERS]
         with self._speaking:
             self._progress = (float(done), None if total is None else float(total), text)
             wait = self._progress_sent_at + PROGRESS_SECONDS - time.monotonic()
@@ -179,7 +179,7 @@ class _Job:
                 self._send_progress()
 
     def log(self, message: str) -> None:
-        text = str(message)[:LINE_CHARACTERS]
+        text = str(message)[:LOOKED_AT_CHARACTERS]
         with self._speaking:
             self._lines += 1
             if self._lines <= LOG_LINES and not self._has_ended:

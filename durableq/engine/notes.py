@@ -16,6 +16,8 @@ from durableq.storage.protocol import NO_NOTES, Notes
 
 LOG_LINES: Final = 1_000
 LINE_CHARACTERS: Final = 2_000
+LOOKED_AT_CHARACTERS: Final = 2 * LINE_CHARACTERS
+"""In so much of a line secrets are looked for, so that none is cut in two before it is found."""
 SOON_SECONDS: Final = 0.1
 """How long the first word waits for others, so that a chatty job costs ten transactions a second at most."""
 _AT_ONCE: Final = 2_000

@@ -12,13 +12,14 @@ from pydantic_core import from_json
 from durableq.clock import Clock
 from durableq.codec import encode_result
 from durableq.encryption import KeyRing
-from durableq.engine.decisions import storable
-from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES, Notebook
+from durableq.engine.decisions import redactor_of, storable
+from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES, LOOKED_AT_CHARACTERS, Notebook
 from durableq.engine.runners import Slots
 from durableq.errors import CollectorClosed, ConfigurationError
 from durableq.jobs import JobMaker
 from durableq.models import Job, Lease, Progress
 from durableq.options import TaskOptions, checked
+from durableq.redaction import Redactor, may_name_secrets, secret_arguments
 from durableq.registry import AnyTask
 
 FOLLOW_UPS: Final = 10_000
@@ -67,6 +68,7 @@ class RunningJob:
     _settings: dict[str, Any] | None = None
     _headers: MutableMapping[str, str] | None = None
     _lines: int = 0
+    _redactor: Redactor | None = None
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -125,7 +127,7 @@ class RunningJob:
         return self.cancel_asked or self.given_up or self.timed_out is not None
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
-        text = None if message is None else storable(str(message)[:LINE_CHARACTERS])
+        text = None if message is None else self._storable(str(message))
         done, total = float(done), None if total is None else float(total)
         if math.isfinite(done):  # what is not says nothing, and JSON has no word for it
             known = total is not None and math.isfinite(total)
@@ -135,8 +137,8 @@ class RunningJob:
         self._lines += 1
         if self._lines > LOG_LINES:
             return
-        text = str(message)[:LINE_CHARACTERS] if self._lines < LOG_LINES else f"{LOG_LINES:,} lines; no more is kept"
-        self._services.notebook.log(self.lease.key, self._lines, self._services.clock.wall(), storable(text))
+        text = self._storable(str(message)) if self._lines < LOG_LINES else f"{LOG_LINES:,} lines; no more is kept"
+        self._services.notebook.log(self.lease.key, self._lines, self._services.clock.wall(), text)
 
     def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         if self._is_closed:
@@ -179,6 +181,19 @@ class RunningJob:
     def add_job(self, job: Job[Any]) -> None:
         """Take in a follow-up job that was made in a child process, which may not have the keys."""
         self._follow(self._services.maker.sealed(job))
+
+    def _storable(self, text: str) -> str:
+        """Return what the task says as it is kept: without its secrets, which stand in clear nowhere but in arguments.
+
+        What only looks like a secret is hidden when it is shown, so that a job without secrets pays nothing here.
+        """
+        redactor = self._redactor
+        if redactor is None:
+            has_secrets = secret_arguments(self.function) or may_name_secrets(self.lease.args_json)
+            redactor = self._redactor = redactor_of(self.function, self) if has_secrets else Redactor()
+        if redactor.hides_values:
+            text = redactor.text(text[:LOOKED_AT_CHARACTERS])
+        return storable(text[:LINE_CHARACTERS])
 
     def _follow(self, job: Job[Any]) -> None:
         if self._follow_ups is None:

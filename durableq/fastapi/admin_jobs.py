@@ -21,7 +21,7 @@ from durableq.fastapi.admin_models import EditedArguments, JobDetail, JobList, J
 from durableq.fastapi.admin_reports import COUNTED, Cancelled, CountRecord, Deleted, JobCounts, Retried
 from durableq.fastapi.following import Seen, follow
 from durableq.fastapi.principals import NAME_CHARACTERS, WRITE, WRITE_WITH_BODY, Allowed, Principal
-from durableq.fastapi.showing import as_stored, secrets_of, what_is_wrong
+from durableq.fastapi.showing import Secrets, as_stored, secrets_of, what_is_wrong
 from durableq.fastapi.streaming import EventStream, Seats, stream_answers
 from durableq.models import Job, JobFilter
 from durableq.queue import DurableQ
@@ -206,7 +206,7 @@ def _add_mending_many(router: APIRouter, dq: DurableQ, administrator: Allowed) -
 async def _edited(dq: DurableQ, job: Job[Any], edited: EditedArguments, who: Principal) -> JobSummary:
     secrets = await secrets_of(dq, [job.task])
     try:
-        args = as_stored(edited.args, job, secrets.redactor(job))
+        args = await asyncio.to_thread(_as_stored, edited, job, secrets)
         return secrets.summary(await dq.retry(job.id, args=args, who=who.name))
     except PlaceholderSent as error:
         raise _refused(error.argument, str(error)) from None
@@ -214,6 +214,10 @@ async def _edited(dq: DurableQ, job: Job[Any], edited: EditedArguments, who: Pri
         raise _refused(error.argument, what_is_wrong(error, secrets.redactor(job, edited.args))) from None
     except (ConfigurationError, InvalidTask) as error:  # nobody here can say whether they fit the task
         raise HTTPException(409, {"message": cleaned(str(error))}) from error
+
+
+def _as_stored(edited: EditedArguments, job: Job[Any], secrets: Secrets) -> dict[str, Any]:
+    return as_stored(edited.args, job, secrets.redactor(job))
 
 
 async def _summary(dq: DurableQ, job: Job[Any]) -> JobSummary:

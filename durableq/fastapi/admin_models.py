@@ -20,6 +20,8 @@ RedactorOf = Callable[..., Redactor]
 ENTRIES: Final = 200
 """So many of a job's attempts, and of its audit entries, are shown: the latest."""
 LINES: Final = 1_000
+_EDITED: Final = ("args_before", "args_after")
+"""Where the audit entry of an edit has arguments."""
 
 
 class Record(BaseModel):
@@ -167,8 +169,7 @@ class JobDetail(JobSummary):
     ) -> Self:
         args = _read(job.args_json)
         is_damaged = not isinstance(args, dict)
-        before = [entry.detail.get(which) for entry in audit for which in ("args_before", "args_after")]
-        redactor = redactor_of(job, *before)
+        redactor = redactor_of(job, *other_arguments(audit))
         return cls(
             **_summary(job, redactor),
             args=None if is_damaged else redactor.arguments(args),
@@ -177,7 +178,7 @@ class JobDetail(JobSummary):
             headers=redactor.value(dict(job.headers)),
             attempts=[_attempt(attempt, redactor) for attempt in attempts[-ENTRIES:]],
             logs=[
-                LogRecord(lease_no=line.lease_no, at=line.at, message=redactor.text(line.message))
+                LogRecord(lease_no=line.lease_no, at=line.at, message=redactor.said(line.message))
                 for line in logs[-LINES:]
             ],
             audit=[audited(entry, redactor) for entry in audit[-ENTRIES:]],
@@ -216,12 +217,15 @@ class StateProblemAnswer(BaseModel):
 def _summary(job: Job[Any], redactor: Redactor) -> dict[str, Any]:
     """The fields of a `JobSummary`: texts that user code wrote go through the redactor."""
     fields: dict[str, Any] = {name: getattr(job, name) for name in JobSummary.model_fields}
-    return fields | {"error": shown_error(job, redactor), "progress": shown_progress(job, redactor)}
+    tags = [redactor.text(tag) for tag in job.tags]
+    return fields | {"tags": tags, "error": shown_error(job, redactor), "progress": shown_progress(job, redactor)}
 
 
 def shown_error(job: Job[Any], redactor: Redactor) -> ErrorSummary | None:
     """Return why a job's last attempt failed, as it may be shown."""
-    return None if job.error is None else ErrorSummary(type=job.error.type, message=redactor.text(job.error.message))
+    if job.error is None:
+        return None
+    return ErrorSummary(type=redactor.text(job.error.type), message=redactor.text(job.error.message))
 
 
 def shown_progress(job: Job[Any], redactor: Redactor) -> ProgressRecord | None:
@@ -229,7 +233,7 @@ def shown_progress(job: Job[Any], redactor: Redactor) -> ProgressRecord | None:
     if job.progress is None:
         return None
     done, total, message = job.progress
-    return ProgressRecord(done=done, total=total, message=None if message is None else redactor.text(message))
+    return ProgressRecord(done=done, total=total, message=None if message is None else redactor.said(message))
 
 
 def shown_result(job: Job[Any], redactor: Redactor) -> Any:
@@ -239,8 +243,14 @@ def shown_result(job: Job[Any], redactor: Redactor) -> Any:
 
 def _attempt(attempt: Attempt, redactor: Redactor) -> AttemptRecord:
     record = AttemptRecord.model_validate(attempt)
-    texts = {name: redactor.text(getattr(attempt, name)) for name in ("error_message", "traceback")}
+    texts = {name: redactor.text(getattr(attempt, name)) for name in ("error_type", "error_message", "traceback")}
     return record.model_copy(update=texts)
+
+
+def other_arguments(audit: Sequence[AuditEntry]) -> list[Any]:
+    """Return what else a job's arguments were, before and after each edit, as the audit trail has them."""
+    found = (entry.detail.get(which) for entry in audit for which in _EDITED)
+    return [one for one in found if one is not None]
 
 
 def audited(entry: AuditEntry, redactor: Redactor) -> AuditRecord:
@@ -249,7 +259,7 @@ def audited(entry: AuditEntry, redactor: Redactor) -> AuditRecord:
 
 
 def _audited_value(name: str, value: Any, redactor: Redactor) -> Any:
-    if name not in ("args_before", "args_after"):
+    if name not in _EDITED:
         return redactor.value(value)
     return redactor.arguments(value) if isinstance(value, dict) else _damaged(str(value), redactor)
 

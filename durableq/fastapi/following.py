@@ -8,14 +8,15 @@ small as what is new.
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from durableq.errors import DurableQError, JobNotFound, QueueNotRunning
+from durableq.fastapi.admin_models import other_arguments
 from durableq.fastapi.showing import Secrets, secrets_of
 from durableq.fastapi.streaming import TICK_SECONDS, Event, Events
-from durableq.models import Job, JobState, LogLine
+from durableq.models import AuditEntry, Job, JobState, LogLine
 from durableq.queue import DurableQ
 from durableq.redaction import Redactor
 
@@ -52,14 +53,16 @@ class Seen:
 async def follow(dq: DurableQ, job: Job[Any], seen: Seen, show: Show, *, lines: bool) -> Events:
     """Tell what happens to a job until it is finished, or gone. ``lines``: also what it logs."""
     secrets = await secrets_of(dq, [job.task])
-    following = _Following(show, seen.lines)
+    following = _Following(show, secrets, seen.lines)
     looking = _looks(dq, job)
     try:
         async for look in looking:
             if look is None:
                 yield None
                 continue
-            may_have_said = following.take(look, secrets)
+            if following.is_other(look):
+                following.learn(look, await dq.audit_trail(look))
+            may_have_said = following.take(look)
             if lines and may_have_said:
                 for event in following.said(await dq.logs(look, skip=following.lines)):
                     yield event
@@ -80,17 +83,24 @@ async def follow(dq: DurableQ, job: Job[Any], seen: Seen, show: Show, *, lines: 
 class _Following:
     """What was told of a job, and what is news."""
 
-    def __init__(self, show: Show, lines: int) -> None:
+    def __init__(self, show: Show, secrets: Secrets, lines: int) -> None:
         self.lines = lines
         self._show = show
+        self._secrets = secrets
         self._told: Shown = {}
         self._job: Job[Any] | None = None
 
-    def take(self, job: Job[Any], secrets: Secrets) -> bool:
+    def is_other(self, job: Job[Any]) -> bool:
+        """Whether the job has other arguments than at the look before, or this is the first."""
+        return self._job is None or self._job.args_json != job.args_json
+
+    def learn(self, job: Job[Any], audit: Sequence[AuditEntry]) -> None:
+        """Know its secrets, also those of the arguments it had before: of these its earlier lines may tell."""
+        self._redactor = self._secrets.redactor(job, *other_arguments(audit))
+
+    def take(self, job: Job[Any]) -> bool:
         """Take in what a look found; return whether the job may have logged something since the one before."""
         before, self._job = self._job, job
-        if before is None or before.args_json != job.args_json:
-            self._redactor = secrets.redactor(job)
         return job.state is JobState.RUNNING or job != before
 
     def said(self, lines: list[LogLine]) -> Iterator[Event]:
@@ -98,7 +108,7 @@ class _Following:
         self.lines += max(len(lines) - LINES, 0)
         for line in lines[-LINES:]:
             self.lines += 1
-            yield self._event("log", {"at": line.at.isoformat(), "message": self._redactor.text(line.message)})
+            yield self._event("log", {"at": line.at.isoformat(), "message": self._redactor.said(line.message)})
 
     def news(self, job: Job[Any]) -> Iterator[Event]:
         """The status when it has changed; when nothing else has, the progress."""

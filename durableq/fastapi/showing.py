@@ -9,15 +9,27 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from durableq.encryption import is_sealed
 from durableq.errors import InvalidArguments
 from durableq.fastapi.admin_models import JobSummary
 from durableq.fastapi.schemas import Declared, declared_in
 from durableq.models import Job, JobFilter
 from durableq.queue import DurableQ
-from durableq.redaction import RESULT, Redactor, cleaned, is_secret_name, restored, secret_arguments
+from durableq.redaction import (
+    MOST_LEVELS,
+    RESULT,
+    Redactor,
+    cleaned,
+    is_secret_name,
+    restored,
+    secret_arguments,
+    too_deep,
+)
 
 _BESIDE_A_NAME: Final = "value"
 """Of ``{"name": "password", "value": "..."}`` this is the secret."""
+_ENVELOPE: Final = "$encrypted"
+"""The only name in encrypted arguments; no parameter has it."""
 
 
 class SecretFilter(ValueError):
@@ -48,12 +60,13 @@ class Secrets:
     def redactor(self, job: Job[Any], *other_arguments: Any) -> Redactor:
         """Return what hides a job's secrets: those of its arguments, and of what they were or shall be."""
         arguments = (arguments_of(job), *other_arguments)
+        knows_all = not (is_sealed(job.args_json) or any(map(_is_envelope, other_arguments)))
         declared = self.declared(job.task)
         if declared.plain is None:
-            return Redactor.of(declared.secret, *arguments)
+            return Redactor.of(declared.secret, *arguments, knows_all=knows_all)
         # The schema does not tell of what is returned.
         names = {name for one in arguments if isinstance(one, dict) for name in one if declared.hides(name)}
-        return Redactor.of(declared.secret | names | {RESULT}, *arguments)
+        return Redactor.of(declared.secret | names | {RESULT}, *arguments, knows_all=knows_all)
 
     def summary(self, job: Job[Any]) -> JobSummary:
         """Return a job as it is shown in a list."""
@@ -92,7 +105,18 @@ async def refuse_secret_filters(dq: DurableQ, where: JobFilter) -> None:
 
 
 def as_stored(edited: Mapping[str, Any], job: Job[Any], redactor: Redactor) -> dict[str, Any]:
-    """Return edited arguments, with what came back hidden as it is stored. Raises `PlaceholderSent`."""
+    """Return edited arguments, with what came back hidden as it is stored. For large ones call it in a thread.
+
+    Raises `PlaceholderSent`, and `InvalidArguments` for what is nested too deep.
+    """
+    for name, value in edited.items():
+        if too_deep(value, MOST_LEVELS - 1):
+            raise InvalidArguments(
+                f"expected lists and objects in one another at most {MOST_LEVELS} levels deep, argument {name!r} is "
+                "deeper; bring it into a flatter shape",
+                task=job.task,
+                argument=name,
+            )
     stored = arguments_of(job)
     return restored(edited, redactor.arguments(stored), stored) if isinstance(stored, dict) else dict(edited)
 
@@ -106,6 +130,13 @@ def what_is_wrong(error: InvalidArguments, redactor: Redactor) -> str:
     if argument in redactor.names or is_secret_name(argument):  # the error shows what came
         return f"argument {argument!r} is not what the task's signature asks for; it is a secret, so no more is said"
     return cleaned(redactor.text(str(error)))
+
+
+def _is_envelope(arguments: Any) -> bool:
+    """Whether arguments, as the audit trail has them, are encrypted still."""
+    if isinstance(arguments, dict):
+        return next(iter(arguments), None) == _ENVELOPE
+    return isinstance(arguments, str) and is_sealed(arguments)
 
 
 def arguments_of(job: Job[Any]) -> Any:

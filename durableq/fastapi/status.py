@@ -104,7 +104,8 @@ class _Access:
     def query(self, job_id: str) -> str:
         if self.key is None:
             return ""
-        return f"?{_PARAMETER}={signed(self.key, job_id, int(time.time() + self.valid_for.total_seconds()))}"
+        expires_at = int(time.time() + self.valid_for.total_seconds())
+        return f"?{_PARAMETER}={signed(self.key, self.route, job_id, expires_at)}"
 
 
 _by_queue: Final[weakref.WeakKeyDictionary[DurableQ, dict[str, _Access]]] = weakref.WeakKeyDictionary()
@@ -144,7 +145,7 @@ def status_router(
     access = _Access(name, None if secret is None else checked_secret(secret), _checked_time(valid_for))
     routes = _Routes(dq, _checked_words(shows), Seats(_checked_number(streams)), access)
     if access.key is not None:
-        by_token = [Depends(_token_of(access.key))]
+        by_token = [Depends(_token_of(access.key, access.route))]
         routes.add(router, _StatusRoute if auth is None else _RouteWithToken, by_token, in_schema=auth is None)
     if auth is not None:
         documented = [Depends(_token_is_documented)] if access.key is not None else []
@@ -329,9 +330,9 @@ _PLAIN: Final = sorted(JobStatus.model_fields.keys() - {"progress", "result", "e
 # -- who is let in -------------------------------------------------------------------------------------------
 
 
-def _token_of(key: bytes) -> Callable[..., Any]:
+def _token_of(key: bytes, route: str) -> Callable[..., Any]:
     async def token_fits(job_id: JobId, token: Token = None) -> None:
-        if token is None or not is_valid(key, job_id, token, time.time()):
+        if token is None or not is_valid(key, route, job_id, token, time.time()):
             raise HTTPException(403, {"message": "the link to this job's status is incomplete, or has expired"})
 
     return token_fits

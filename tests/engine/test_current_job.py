@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -25,6 +25,7 @@ from durableq import (
     JobState,
     NoCurrentJob,
     Progress,
+    Secret,
     Snooze,
     Unique,
     call,
@@ -315,6 +316,38 @@ async def test_log_lines_are_seen_while_the_job_runs_and_after(dq: DurableQ, run
     assert (begun.message, ended.message) == ("begun", "ended")
     assert begun.lease_no == ended.lease_no == 1
     assert job.created_at <= begun.at <= ended.at <= job.created_at + timedelta(seconds=20)
+
+
+def _tell_a_secret(code: Annotated[str, Secret], options: dict[str, str]) -> None:
+    current_job().progress(1, 2, f"with {code!r}")
+    current_job().log(f"sent {code} by {options}")
+    current_job().log(f"{'.' * (LINE_CHARACTERS - 3)}{code}")
+    current_job().log("nothing to hide")
+
+
+async def _tell_a_secret_on_the_loop(code: Annotated[str, Secret], options: dict[str, str]) -> None:
+    _tell_a_secret(code, options)
+
+
+@pytest.mark.parametrize("runner", ["loop", "thread", "process"])
+async def test_no_secret_of_a_job_is_stored_with_what_it_says(dq: DurableQ, database: Path, runner: str) -> None:
+    task: Any
+    if runner == "loop":
+        task = dq.task(name="tell")(_tell_a_secret_on_the_loop)
+    elif runner == "thread":
+        task = dq.task(name="tell", runner="thread")(_tell_a_secret)
+    else:
+        task = dq.task(name="tell", runner="process")(_tell_a_secret)
+    async with dq.running():
+        job = await finished(dq, await dq.add_task(task, "c4n4ry'5ea1", {"api_key": "k3y-0f-0urs"}))
+        lines = [line.message for line in await dq.logs(job)]
+    assert job.progress == Progress(1.0, 2.0, 'with "***"')
+    assert lines[0] == "sent *** by {'api_key': ***}"
+    assert lines[1] == "." * (LINE_CHARACTERS - 3) + "***", "not a secret's beginning either, where a line is cut"
+    assert lines[2] == "nothing to hide"
+    [(stored,)] = sql(database, "SELECT group_concat(message) FROM durableq_logs")
+    assert "c4n4ry" not in stored
+    assert "k3y-0f" not in stored
 
 
 async def _has_logged(dq: DurableQ, job: Job[Any], messages: list[str]) -> bool:

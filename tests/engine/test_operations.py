@@ -124,6 +124,48 @@ async def test_what_is_edited_under_encryption_is_stored_encrypted(database: Pat
         assert "amount" not in stored and "5222" not in stored
 
 
+@pytest.mark.parametrize("other", [None, KeyRing({"k2": new_key()})])
+async def test_arguments_under_a_key_that_is_not_here_are_not_replaced(database: Path, other: KeyRing | None) -> None:
+    """They would be stored in clear, or under a key that the job's worker lacks."""
+    dq = DurableQ(database, encryption=KeyRing({"k1": new_key()}))
+    dq.task(name="charge", max_attempts=1)(charge)
+    async with dq.running():
+        job = await finished(dq, await dq.add_task(charge, 1, "4111"))
+    stored = sql(database, "SELECT args FROM durableq_jobs")
+    async with (keyless := DurableQ(database, worker=False, encryption=other)).running():
+        keyless.task(name="charge")(charge)
+        for act in (keyless.retry, keyless.check_edit):
+            with pytest.raises(ConfigurationError, match="encrypted with the key 'k1'"):
+                await act(job.id, args={"amount": 2, "card": "5222"})
+        assert sql(database, "SELECT args FROM durableq_jobs") == stored
+        assert (await keyless.retry(job.id)).state is JobState.QUEUED
+
+
+async def test_a_damaged_envelope_is_mended_by_an_edit_where_the_key_is(database: Path) -> None:
+    dq = DurableQ(database, encryption=KeyRing({"k1": new_key()}))
+    dq.task(name="charge", max_attempts=1)(charge)
+    async with dq.running():
+        job = await finished(dq, await dq.add_task(charge, 1, "4111"))
+        sql(database, "UPDATE durableq_jobs SET args = replace(args, 'data', 'lost')")
+        await dq.pause("default")
+        assert (await dq.retry(job.id, args={"amount": 2, "card": "5222"})).args == {"amount": 2, "card": "5222"}
+
+
+async def test_the_audit_trail_is_read_in_clear_where_the_key_is(database: Path) -> None:
+    dq = DurableQ(database, encryption=KeyRing({"k1": new_key()}))
+    dq.task(name="charge", max_attempts=1)(charge)
+    async with dq.running():
+        job = await finished(dq, await dq.add_task(charge, 1, "4111"))
+        await dq.pause("default")
+        await dq.retry(job, args={"amount": 2, "card": "5222"})
+        [entry] = await dq.audit_trail(job)
+        assert entry.detail["args_before"] == {"amount": 1, "card": "4111"}
+        assert entry.detail["args_after"] == {"amount": 2, "card": "5222"}
+    async with (keyless := DurableQ(database, worker=False)).running():
+        [entry] = await keyless.audit_trail(job)
+        assert [*entry.detail["args_before"]] == ["$encrypted"]
+
+
 async def test_the_stored_description_of_a_task_follows_its_code(database: Path) -> None:
     async with (dq := DurableQ(database)).running():
         dq.task(name="work")(echo)

@@ -15,6 +15,7 @@ import pytest_asyncio
 from pydantic_core import to_json
 
 from durableq.engine.decisions import RemoteFailure
+from durableq.engine.notes import LOOKED_AT_CHARACTERS
 from durableq.engine.processes import ProcessRunner, RemoteResult
 from durableq.models import JobState
 from tests.engine import process_injected as injected
@@ -379,9 +380,9 @@ async def test_a_chatty_job_is_heard_in_measure_and_its_last_progress_always(war
     await warm.run(call_of(tasks.flood), heard)
     took = time.monotonic() - began
     assert 1 <= len(heard.progresses) <= 4 + took / 0.05  # of 3,000
-    assert heard.progresses[-1] == (2999.0, 3000.0, "y" * 2_000)
+    assert heard.progresses[-1] == (2999.0, 3000.0, "y" * LOOKED_AT_CHARACTERS)
     assert len(heard.lines) == 1_000
-    assert {len(line) for line in heard.lines} == {2_000}
+    assert {len(line) for line in heard.lines} == {LOOKED_AT_CHARACTERS}
 
 
 @shares_a_loop

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from durableq import AuditEntry, ConfigurationError, DurableQ, DurableQError, Job, JobState, errors
+from durableq.encryption import KeyRing, new_key
 from durableq.fastapi import Principal, admin_filters, admin_models, admin_reports, admin_router
 from durableq.fastapi.admin_answers import in_http_words
 from durableq.fastapi.admin_reports import COUNTED, JobCounts
@@ -620,6 +621,36 @@ def test_edited_arguments_over_the_limit_are_refused(tmp_path: Path) -> None:
         response = site.post(f"/jobs/{job.id}/edit", {"args": {"email": "good" + "x" * 1_000}})
         assert response.status_code == 422
         assert "the limit is 1,000" in response.json()["detail"][0]["msg"]
+
+
+@pytest.mark.parametrize("depth", [101, 400, 5_000, 200_000])
+def test_arguments_nested_too_deep_are_refused_in_words(site: Site, depth: int) -> None:
+    job = site.dead_letter()
+    body = '{"args": {"email": ' + "[" * depth + "]" * depth + "}}"
+    response = site.post(f"/jobs/{job.id}/edit", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422)
+    if depth < 1_000:
+        [problem] = response.json()["detail"]
+        assert problem["loc"] == ["body", "args", "email"]
+        assert "at most 100 levels deep" in problem["msg"]
+
+
+def test_arguments_that_are_encrypted_with_a_key_of_others_cannot_be_edited(tmp_path: Path) -> None:
+    def send(email: str) -> None: ...
+
+    maker = DurableQ(tmp_path / "app.db", encryption=KeyRing({"theirs": new_key()}))
+    maker.task(name="send")(send)
+    job = maker.add_task_sync(send, "bad@example.org")
+    dq = DurableQ(tmp_path / "app.db", worker=False)
+    dq.task(name="send")(send)
+    app = FastAPI(lifespan=dq.lifespan)
+    app.include_router(admin_router(dq, auth=Depends(account)), prefix="/admin")
+    with TestClient(app) as client:
+        site = Site(client, dq)
+        assert site.post(f"/jobs/{job.id}/cancel").status_code == 200
+        response = site.call(MENDING[0], job.id)
+        assert response.status_code == 409
+        assert "encrypted with the key 'theirs'" in response.json()["detail"]["message"]
 
 
 def forget_schemas(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,31 @@ def test_a_detail_shows_all_and_hides_what_is_secret_everywhere() -> None:
             "detail": {"args_before": {"phrase": HIDDEN}, "args_after": {"phrase": HIDDEN}, "was": "dead"},
         }
     ]  # fmt: skip
+
+
+def test_where_a_secret_is_not_known_nothing_of_what_the_job_said_is_shown() -> None:
+    of = job(extras=JobExtras(progress=Progress(1, 2, f"with {CANARY}")))
+    unknowing = Redactor(knows_all=False)
+    shown = detail(
+        of,
+        logs=[LogLine(lease_no=1, at=MOMENT, message=f"said {CANARY}")],
+        redactor_of=lambda job, *other: unknowing,
+    )
+    assert [line["message"] for line in shown["logs"]] == [HIDDEN]
+    assert shown["progress"] == {"done": 1, "total": 2, "message": HIDDEN}
+    listed = JobSummary.shown(of, unknowing).progress
+    assert listed is not None
+    assert listed.message == HIDDEN
+
+
+def test_the_type_of_an_error_and_tags_are_shown_without_secrets() -> None:
+    of = job(error=JobError(type=f"Error_{CANARY}", message="m"), extras=JobExtras(tags=(f"of {CANARY}",)))
+    shown = JobSummary.shown(of, Redactor((), [CANARY]))
+    assert shown.error is not None
+    assert (shown.error.type, shown.tags) == (f"Error_{MASKED}", [f"of {MASKED}"])
+    tried = replace(attempt(), error_type=f"Error_{CANARY}")
+    found = detail(job(), attempts=[tried], redactor_of=lambda job, *other: Redactor((), [CANARY]))["attempts"]
+    assert found[0]["error_type"] == f"Error_{MASKED}"
 
 
 def test_the_latest_entries_are_shown() -> None:

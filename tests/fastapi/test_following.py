@@ -1,16 +1,19 @@
 """What is told of a job, look by look."""
 
+import contextlib
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
-from durableq import DurableQ, Job, StorageBusy, current_job
+from durableq import DurableQ, Job, Secret, StorageBusy, current_job
+from durableq.encryption import KeyRing, new_key
 from durableq.fastapi import following
 from durableq.fastapi.following import Seen, follow
 from durableq.fastapi.streaming import Event
-from durableq.redaction import Redactor
+from durableq.redaction import HIDDEN, Redactor
 
 Read = list[tuple[str, dict[str, Any]]]
 
@@ -105,6 +108,32 @@ async def test_a_job_that_is_retried_after_its_end_is_followed_anew(tmp_path: Pa
         assert first is not None
         assert first.data["state"] == "queued"
         await events.aclose()
+
+
+@pytest.mark.parametrize("key", ["", "here", "elsewhere"])
+async def test_lines_from_before_they_were_stored_without_secrets_are_told_without(tmp_path: Path, key: str) -> None:
+    ring = KeyRing({"k": new_key()}) if key else None
+
+    async def work(code: Annotated[str, Secret]) -> None:
+        current_job().log("placeholder")
+        raise ValueError("declined")
+
+    dq = DurableQ(tmp_path / "app.db", encryption=ring)
+    dq.task(name="work", max_attempts=1)(work)
+    async with dq.running():
+        job = await dq.wait(await dq.add_task(work, "old-c4n4ry"), timeout=20)
+        with contextlib.closing(sqlite3.connect(tmp_path / "app.db", timeout=10)) as connection, connection:
+            connection.execute("UPDATE durableq_logs SET message = 'sent old-c4n4ry'")
+        await dq.pause("default")
+        await dq.retry(job, args={"code": "new-c4n4ry"})
+    looking = DurableQ(tmp_path / "app.db", worker=False, encryption=None if key == "elsewhere" else ring)
+    looking.task(name="work")(work)
+    async with looking.running():
+        events = follow(looking, await looking.get(job.id), Seen(), show, lines=True)
+        told = await anext(events)
+        await events.aclose()
+    assert told is not None
+    assert told.data["message"] == (HIDDEN if key == "elsewhere" else "sent ***")
 
 
 async def test_a_stream_ends_with_its_queue_and_says_nothing_of_an_end(tmp_path: Path) -> None:

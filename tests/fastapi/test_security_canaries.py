@@ -1,7 +1,7 @@
 """Canaries: secrets that occur nowhere else, put wherever an application may have some, and looked for afterwards.
 
 The server is real: another process, its standard streams kept. It answers with successes, failures, refusals and
-trouble; nothing that it sends, logs, prints or stores about a failure may hold a canary.
+trouble; nothing that it sends, logs, prints or stores of what a job said or why it failed may hold a canary.
 """
 
 import contextlib
@@ -212,7 +212,7 @@ def test_no_canary_leaves_the_server(server: Server, tmp_path: Path) -> None:
     for one in (done, failed, elsewhere):
         for shown_to in (f"/admin/jobs/{one['id']}/events", f"/status/{one['id']}", f"/status/{one['id']}/events"):
             assert server.ask("GET", shown_to)[0] == 200
-    stored = stored_about_failures(tmp_path / "app.db")
+    stored = stored_of_what_was_said(tmp_path / "app.db")
     (tmp_path / "app.db").rename(tmp_path / "away.db")
     assert server.ask("DELETE", f"/admin/jobs/{elsewhere['id']}")[0] == 503
     server.end()
@@ -220,7 +220,11 @@ def test_no_canary_leaves_the_server(server: Server, tmp_path: Path) -> None:
     assert "job is dead" in server.said()
     assert "Traceback" in server.said()
     assert "in work" in stored
-    shown = {"over HTTP": "\n".join(server.heard), "on its standard streams": server.said(), "among failures": stored}
+    shown = {
+        "over HTTP": "\n".join(server.heard),
+        "on its standard streams": server.said(),
+        "among what jobs said": stored,
+    }
     found = [
         f"{place} {where}: {text[max(0, text.index(part) - 100) :][:200]!r}"
         for where, text in shown.items()
@@ -230,10 +234,13 @@ def test_no_canary_leaves_the_server(server: Server, tmp_path: Path) -> None:
     assert found == []
 
 
-def stored_about_failures(path: Path) -> str:
+def stored_of_what_was_said(path: Path) -> str:
     with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
         attempts = connection.execute("SELECT * FROM durableq_attempts").fetchall()
-        return f"{attempts} {connection.execute('SELECT error_message FROM durableq_jobs').fetchall()}"
+        lines = connection.execute("SELECT * FROM durableq_logs").fetchall()
+        jobs = connection.execute("SELECT error_message, progress FROM durableq_jobs").fetchall()
+        assert lines
+        return f"{attempts} {lines} {jobs}"
 
 
 def test_every_canary_is_where_it_can_be_found(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from durableq import ConfigurationError, DurableQ, Job, Secret, Unique, current_job
 from durableq.fastapi import BackgroundTasks, accepted, status_router, streaming
 from durableq.fastapi.admin_answers import HEADERS
+from durableq.fastapi.status import ROUTE
 from durableq.fastapi.tokens import is_valid, signed
 from tests.fastapi.helpers import serving
 from tests.fastapi.streams import Told
@@ -83,7 +84,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def link(job: Job[Any], expires_in: float = 60, *, key: bytes = KEY, events: bool = False) -> str:
-    token = signed(key, job.id, int(time.time() + expires_in))
+    token = signed(key, ROUTE, job.id, int(time.time() + expires_in))
     return f"/jobs/{job.id}{'/events' if events else ''}?token={token}"
 
 
@@ -122,7 +123,7 @@ def test_either_auth_or_the_token_of_the_job_lets_in(shop: tuple[Shop, TestClien
 
 def wrong_tokens(job_id: str) -> list[str]:
     now = int(time.time())
-    right = signed(KEY, job_id, now + 60)
+    right = signed(KEY, ROUTE, job_id, now + 60)
     expiry, _, digest = right.partition(".")
     return [
         "",
@@ -143,9 +144,10 @@ def wrong_tokens(job_id: str) -> list[str]:
         f"٣{right}",
         f"{10**11}.{digest}",
         f"nan.{digest}",
-        signed(KEY, job_id, now - 1),
-        signed(b"another secret of 32 bytes, so!", job_id, now + 60),
-        signed(KEY, "another job", now + 60),
+        signed(KEY, ROUTE, job_id, now - 1),
+        signed(b"another secret of 32 bytes, so!", ROUTE, job_id, now + 60),
+        signed(KEY, ROUTE, "another job", now + 60),
+        signed(KEY, "another_route", job_id, now + 60),
     ]
 
 
@@ -232,8 +234,8 @@ def test_a_secret_may_be_a_text_bytes_or_one_of_pydantics(tmp_path: Path, secret
 
 
 def test_a_token_holds_until_the_second_of_its_expiry() -> None:
-    token = signed(KEY, "job", 1_000)
-    assert [is_valid(KEY, "job", token, now) for now in (0, 999.9, 1_000, 1_001)] == [True, True, False, False]
+    token = signed(KEY, ROUTE, "job", 1_000)
+    assert [is_valid(KEY, ROUTE, "job", token, now) for now in (0, 999.9, 1_000, 1_001)] == [True, True, False, False]
 
 
 # -- what is seen --------------------------------------------------------------------------------------------
@@ -375,6 +377,25 @@ def test_accepted_says_which_router_it_misses(tmp_path: Path, routers: int) -> N
             url = client.post(f"/work?name=status_{number}").json()["status_url"]
             assert url.startswith(f"/jobs{number}/")
             assert client.get(url).status_code == 200
+
+
+def test_a_link_to_one_status_router_does_not_open_another_that_shows_more(tmp_path: Path) -> None:
+    dq = DurableQ(tmp_path / "app.db", worker=False)
+    app = FastAPI(lifespan=dq.lifespan)
+    app.include_router(status_router(dq, secret=SECRET, name="plain", shows=[]), prefix="/plain")
+    app.include_router(status_router(dq, secret=SECRET, name="full", shows=["result", "error"]), prefix="/full")
+
+    @dq.task(name="work")
+    def work() -> None: ...
+
+    @app.post("/work")
+    async def start(request: Request) -> Any:
+        return accepted(await dq.add_task(work), request, name="plain")
+
+    with TestClient(app) as client:
+        url = client.post("/work").json()["status_url"]
+        assert client.get(url).status_code == 200
+        assert client.get(url.replace("/plain/", "/full/")).status_code == 403
 
 
 def test_accepted_says_when_the_router_is_not_part_of_the_application(tmp_path: Path) -> None:
