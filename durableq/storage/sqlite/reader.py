@@ -6,6 +6,7 @@ its thread may still hold a cursor, and with it an old snapshot that would keep 
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
@@ -25,6 +26,7 @@ class Reader:
         self._location = location
         self._idle: list[aiosqlite.Connection] = []
         self._slots = asyncio.Semaphore(_CONNECTIONS)
+        self._leaving: list[threading.Thread] = []
 
     async def fetch(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
         """Return all rows of one statement. Raises `StorageError`."""
@@ -38,7 +40,7 @@ class Reader:
             except BaseException as error:
                 if connection._connection is not None:  # it may be searching still, for somebody who has given up
                     connection._connection.interrupt()
-                connection.stop()  # closes without awaiting: we may be in the middle of being cancelled
+                self._leave(connection)
                 if isinstance(error, sqlite3.Error):
                     raise translated(error, self._location) from error
                 raise
@@ -48,6 +50,8 @@ class Reader:
     async def close(self) -> None:
         while self._idle:
             await self._idle.pop().close()
+        for thread in self._leaving:  # it still has to tell the event loop, which may be closed after us
+            await asyncio.to_thread(thread.join, _BUSY_SECONDS)
 
     async def _connect(self) -> aiosqlite.Connection:
         uri = f"file:{quote(str(self._location.path))}?mode=ro"
@@ -58,6 +62,11 @@ class Reader:
             connection.text_factory = readable
             await connection.execute_fetchall("PRAGMA query_only=ON")
         except BaseException:  # cancelled in the middle, nobody else would close it
-            connection.stop()
+            self._leave(connection)
             raise
         return connection
+
+    def _leave(self, connection: aiosqlite.Connection) -> None:
+        """Close a connection without awaiting it: we may be in the middle of being cancelled."""
+        connection.stop()
+        self._leaving = [thread for thread in (*self._leaving, connection._thread) if thread.is_alive()]
