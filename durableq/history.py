@@ -7,7 +7,7 @@ interpolated within it.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple
@@ -16,6 +16,9 @@ from durableq.errors import ConfigurationError
 
 Measure = Literal["succeeded", "retried", "dead", "cancelled", "waited"]
 """How a try ended, counted by how long it ran; or ``waited``: a try by how long it had been due before it started."""
+
+SummedBy = Literal["step", "queue", "task"]
+"""What tallies are told apart by."""
 
 BUCKETS: Final[tuple[float, ...]] = tuple(
     mantissa * 10.0**exponent for exponent in range(-3, 4) for mantissa in (1, 2, 5)
@@ -112,18 +115,38 @@ def step_of(window: timedelta) -> timedelta:
     return next(timedelta(minutes=minutes) for longest, minutes in _STEPS if window <= longest)
 
 
-def history_of(tallies: Iterable[Tally], until: datetime, window: timedelta) -> History:
-    """Sum up tallies. The window ends with the step that ``until`` lies in."""
+def begin_of(until: datetime, window: timedelta) -> datetime:
+    """Return when the first step of a window begins. The last one is that which ``until`` lies in."""
     step = step_of(window)
     seconds = int(step.total_seconds())
     last = int(until.timestamp()) // seconds * seconds
-    starts = range(last - seconds * (math.ceil(window / step) - 1), last + 1, seconds)
+    return datetime.fromtimestamp(last - seconds * (math.ceil(window / step) - 1), UTC)
+
+
+def history_of(
+    tallies: Sequence[Tally],
+    until: datetime,
+    window: timedelta,
+    *,
+    by_task: Iterable[Tally] | None = None,
+    by_queue: Iterable[Tally] | None = None,
+) -> History:
+    """Sum up tallies. The window ends with the step that ``until`` lies in.
+
+    ``by_task`` and ``by_queue`` are the same ones, summed up over the steps; by default ``tallies`` tell all.
+    """
+    step, begin = step_of(window), int(begin_of(until, window).timestamp())
+    seconds = int(step.total_seconds())
+    starts = range(begin, int(until.timestamp()) + 1, seconds)
     total, by_start = _Sum(), defaultdict[int, _Sum](_Sum)
-    by_task, by_queue = defaultdict[str, _Sum](_Sum), defaultdict[str, _Sum](_Sum)
-    for tally in tallies:
-        if starts[0] <= tally.at < last + seconds:
-            for one in (total, by_start[tally.at // seconds * seconds], by_task[tally.task], by_queue[tally.queue]):
-                one.add(tally)
+    of_tasks, of_queues = defaultdict[str, _Sum](_Sum), defaultdict[str, _Sum](_Sum)
+    for tally in _within(tallies, starts):
+        total.add(tally)
+        by_start[tally.at // seconds * seconds].add(tally)
+    for tally in _within(tallies if by_task is None else by_task, starts):
+        of_tasks[tally.task].add(tally)
+    for tally in _within(tallies if by_queue is None else by_queue, starts):
+        of_queues[tally.queue].add(tally)
     empty = _Sum()
     return History(
         step=step,
@@ -133,14 +156,19 @@ def history_of(tallies: Iterable[Tally], until: datetime, window: timedelta) -> 
         ],
         total=total.figures(),
         tasks=sorted(
-            (TaskFigures(task=task, figures=one.figures()) for task, one in by_task.items()),
+            (TaskFigures(task=task, figures=one.figures()) for task, one in of_tasks.items()),
             key=lambda one: (-one.figures.dead, -one.figures.retried, -one.figures.ended, one.task),
         ),
         queues=sorted(
-            (QueueFigures(queue=queue, figures=one.figures()) for queue, one in by_queue.items()),
+            (QueueFigures(queue=queue, figures=one.figures()) for queue, one in of_queues.items()),
             key=lambda one: one.queue,
         ),
     )
+
+
+def _within(tallies: Iterable[Tally], starts: range) -> Iterator[Tally]:
+    """Those of the steps: a clock that was ahead may have counted beyond them."""
+    return (tally for tally in tallies if starts[0] <= tally.at < starts[-1] + starts.step)
 
 
 def quantile(buckets: Counter[int], share: float) -> float | None:

@@ -98,3 +98,16 @@ def test_a_quantile_is_interpolated_within_its_bucket(
 ) -> None:
     found = quantile(Counter(buckets), share)
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_tasks_and_queues_may_come_summed_up_already() -> None:
+    history = history_of(
+        [tally(task="", queue="")],
+        NOON,
+        HOUR,
+        by_task=[tally(59 * 60, task="t", queue="", number=5), tally(-3600, task="later")],
+        by_queue=[tally(task="", queue="q", number=7)],
+    )
+    assert history.total.succeeded == 1
+    assert [(one.task, one.figures.succeeded) for one in history.tasks] == [("t", 5)]
+    assert [(one.queue, one.figures.succeeded) for one in history.queues] == [("q", 7)]

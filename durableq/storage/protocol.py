@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from durableq.encryption import Payloads, Rewrite
 from durableq.errors import DurableQError
-from durableq.history import Tally
+from durableq.history import SummedBy, Tally
 from durableq.models import (
     Attempt,
     AuditEntry,
@@ -279,8 +279,13 @@ class Storage(Protocol):
         """All processes that are registered, the oldest first."""
         ...
 
-    async def tallies(self, since: int, step: timedelta, *, queue: str | None, task: str | None) -> list[Tally]:
-        """What ended since then, in microseconds since the epoch, summed up by ``step``."""
+    async def tallies(
+        self, since: int, step: timedelta, *, by: Collection[SummedBy], queue: str | None, task: str | None
+    ) -> list[Tally]:
+        """What ended since then, in microseconds since the epoch, of one queue or task when given.
+
+        Summed up by what ``by`` names; what it does not is empty, and the step the one that begins then.
+        """
         ...
 
     async def has_runnable(self, queues: Collection[str], tasks: Collection[str]) -> bool:

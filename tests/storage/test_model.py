@@ -277,7 +277,9 @@ class JobsLife(RuleBasedStateMachine):
 
     @invariant()
     def every_try_is_counted_once(self) -> None:
-        tallies = self.run(self.workers[0].storage.tallies(0, timedelta(days=1), queue=None, task=None))
+        tallies = self.run(
+            self.workers[0].storage.tallies(0, timedelta(days=1), by=("queue", "task"), queue=None, task=None)
+        )
         counted: Counter[tuple[str, str, str]] = Counter()
         for one in tallies:
             counted[one.queue, one.task, one.measure] += one.number

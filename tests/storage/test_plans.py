@@ -29,6 +29,7 @@ CHOICE = {
     "limit_1": 10,
     "suspect_tasks": NAMES,
 }
+TALLIES = {"since": 0, "step": 60, "queue": None, "task": None, "by_step": 1, "by_queue": 0, "by_task": 0}
 OUTCOMES = json.dumps([[1, 1, "succeeded", 0, 0, None, 5, None, None, None]])
 ROW = ["id", "task", "queue", 0, "queued", "{}", 0, 5, 0, 0]
 JOB = json.dumps([ROW])
@@ -43,7 +44,7 @@ HOT = [
     pytest.param(SQL["take"], {"seqs": SEQS, "worker_id": 1, "now": 0}, "INTEGER PRIMARY KEY", id="take"),
     pytest.param(SQL["settle"], {"outcomes": OUTCOMES, "now": 0}, "INTEGER PRIMARY KEY", id="settle"),
     pytest.param(SQL["dead_letters"], {"look_at": 10}, "durableq_jobs_failed", id="dead letters"),
-    pytest.param(SQL["tallies"], {"since": 0, "step": 60, "queue": None, "task": None}, "PRIMARY KEY", id="tallies"),
+    pytest.param(SQL["tallies"], TALLIES, "PRIMARY KEY", id="tallies"),
     pytest.param(SQL["lost_leases"], {"outcomes": OUTCOMES}, "INTEGER PRIMARY KEY", id="lost leases"),
     pytest.param(SQL["insert_attempts"], {"attempts": OUTCOMES, "now": 0}, "INTEGER PRIMARY KEY", id="attempts"),
     pytest.param(SQL["promote_due"], {"now": 0, "limit": 500}, "durableq_jobs_due", id="promote"),

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from durableq.clock import EPOCH, SECOND, Clock
 from durableq.encryption import Payloads
-from durableq.history import Tally
+from durableq.history import SummedBy, Tally
 from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Lease, LogLine, Page
 from durableq.reports import (
     AuditPage,
@@ -183,9 +183,12 @@ class Looking:
             is_here=worker_id in own,
         )
 
-    async def tallies(self, since: int, step: timedelta, *, queue: str | None, task: str | None) -> list[Tally]:
+    async def tallies(
+        self, since: int, step: timedelta, *, by: Collection[SummedBy], queue: str | None, task: str | None
+    ) -> list[Tally]:
         values = {"since": since // SECOND, "step": int(step.total_seconds()), "queue": queue, "task": task}
-        return [Tally._make(row) for row in await self._reader.fetch(SQL["tallies"], values)]
+        wanted = {f"by_{one}": one in by for one in get_args(SummedBy)}
+        return [Tally._make(row) for row in await self._reader.fetch(SQL["tallies"], values | wanted)]
 
     async def audit(self, *, cursor: int | None, limit: int) -> AuditPage:
         found = await self._reader.fetch(SQL["audit"], {"cursor": cursor, "limit": limit + 1})

@@ -519,10 +519,13 @@ JOIN durableq_jobs AS latest ON latest.seq = kind.latest_seq
 ORDER BY kind.number DESC, kind.last_at DESC;
 
 -- name: tallies
--- Index: primary key.
-SELECT at / :step * :step AS begin, queue, task, measure, bucket, sum(count) FROM durableq_tallies
+-- Summed up by what is asked for: what is not, is empty, and the begin that of all. Index: primary key.
+SELECT CASE WHEN :by_step THEN at / :step * :step ELSE :since END AS begin,
+    CASE WHEN :by_queue THEN queue ELSE '' END AS in_queue, CASE WHEN :by_task THEN task ELSE '' END AS of_task,
+    measure, bucket, sum(count)
+FROM durableq_tallies
 WHERE at >= :since AND (:queue IS NULL OR queue = :queue) AND (:task IS NULL OR task = :task)
-GROUP BY begin, queue, task, measure, bucket;
+GROUP BY begin, in_queue, of_task, measure, bucket;
 
 -- name: oldest_fine_tally
 -- Before some moment: the first that is finer than a span. Index: primary key.
