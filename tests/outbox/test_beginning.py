@@ -138,8 +138,7 @@ async def test_one_that_is_cancelled_leaves_no_lock_behind(dq: DurableQ, disk: D
                     with contextlib.suppress(asyncio.CancelledError):
                         await beginning
                         await connection.rollback()  # it came first
-            await eventually(lambda: not disk.is_locked(), within=2)
-            assert not connection.in_transaction
+            await eventually(lambda: not disk.is_locked() and not connection.in_transaction, within=2)
 
 
 @pytest.mark.foreign_bug(58)
