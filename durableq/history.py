@@ -128,12 +128,11 @@ def history_of(
     until: datetime,
     window: timedelta,
     *,
-    by_task: Iterable[Tally] | None = None,
-    by_queue: Iterable[Tally] | None = None,
+    by_name: Iterable[Tally] | None = None,
 ) -> History:
     """Sum up tallies. The window ends with the step that ``until`` lies in.
 
-    ``by_task`` and ``by_queue`` are the same ones, summed up over the steps; by default ``tallies`` tell all.
+    ``by_name`` are the same ones by queue and task, summed up over the steps; by default ``tallies`` tell all.
     """
     step, begin = step_of(window), int(begin_of(until, window).timestamp())
     seconds = int(step.total_seconds())
@@ -143,9 +142,8 @@ def history_of(
     for tally in _within(tallies, starts):
         total.add(tally)
         by_start[tally.at // seconds * seconds].add(tally)
-    for tally in _within(tallies if by_task is None else by_task, starts):
+    for tally in _within(tallies if by_name is None else by_name, starts):
         of_tasks[tally.task].add(tally)
-    for tally in _within(tallies if by_queue is None else by_queue, starts):
         of_queues[tally.queue].add(tally)
     empty = _Sum()
     return History(

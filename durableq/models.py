@@ -37,6 +37,12 @@ class JobState(StrEnum):
 
 FINISHED: Final = frozenset({JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED})
 """The states in which ``finished_at`` is set."""
+RESTARTABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SCHEDULED)
+"""The states in which people may retry a job."""
+CANCELLABLE: Final = (JobState.QUEUED, JobState.SCHEDULED, JobState.BLOCKED, JobState.RUNNING)
+"""The states in which they may cancel it."""
+DELETABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SUCCEEDED)
+"""The states in which they may delete it."""
 
 
 @dataclass(frozen=True, slots=True)

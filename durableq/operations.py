@@ -4,7 +4,6 @@ What is done is audited under ``who``, in the same transaction. Looking never wr
 the database where it is told to: a page of it is answered soon, however many jobs there are.
 """
 
-import asyncio
 import builtins
 import json
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from durableq.checking import encode_by_schema
 from durableq.clock import Clock, from_datetime, to_datetime
 from durableq.encryption import KEY_MISSING, CannotOpen, KeyRing, Rotation, is_sealed, opened, rotate, without_a_ring
 from durableq.errors import ConfigurationError, JobNotFound
-from durableq.history import History, SummedBy, Tally, begin_of, history_of, step_of
+from durableq.history import History, SummedBy, begin_of, history_of, step_of
 from durableq.life import Life
 from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, LogLine, Page
 from durableq.options import QueueOptions
@@ -30,6 +29,8 @@ DEAD_LOOKED_AT: Final = 10_000
 """Of so many dead jobs, the latest, kinds of failure are told apart."""
 QUEUED_COUNTED: Final = 10_000
 """Of each queue, so many waiting jobs are counted."""
+_WAYS: Final[tuple[tuple[SummedBy, ...], ...]] = (("step",), ("queue", "task"))
+"""How tallies are summed up for a history."""
 _EDITED: Final = frozenset({"args_before", "args_after"})
 """Where the audit entry of an edit has arguments."""
 
@@ -110,14 +111,12 @@ class Operations:
         after a restart. Tries handed back at a shutdown or snoozed are not counted.
         """
         until = to_datetime(self._clock.wall())
-        since, step, storage = from_datetime(begin_of(until, window)), step_of(window), self._storage_here()
-
-        async def by(*words: SummedBy) -> builtins.list[Tally]:
-            return await storage.tallies(since, step, by=words, queue=queue, task=task)
-
-        # Summed up by the database, twice over: there may be a hundred tallies for each that is left.
-        by_step, by_name = await asyncio.gather(by("step"), by("queue", "task"))
-        return history_of(by_step, until, window, by_task=by_name, by_queue=by_name)
+        since = from_datetime(begin_of(until, window))
+        # Summed up by the database: there may be a hundred tallies for each that is left.
+        by_step, by_name = await self._storage_here().tallies(
+            since, step_of(window), ways=_WAYS, queue=queue, task=task
+        )
+        return history_of(by_step, until, window, by_name=by_name)
 
     async def audit(self, *, cursor: int | None = None, limit: int = 100) -> AuditPage:
         """Return what people did to any job or queue, the latest first."""

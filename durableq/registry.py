@@ -102,6 +102,7 @@ class Registry:
         self._by_name: dict[str, AnyTask] = {}
         self._by_function: dict[Callable[..., Any], AnyTask] = {}
         self._policies: dict[str, RetryPolicy] = {}
+        self._schemas: dict[str, str | None] = {}
 
     def register(
         self,
@@ -180,12 +181,19 @@ class Registry:
                 __import__(module)
 
     def arguments_schema(self, name: str) -> str | None:
-        """Return the JSON schema of a known task's arguments, or None where JSON Schema cannot say it."""
+        """Return the JSON schema of a known task's arguments, or None where JSON Schema cannot say it.
+
+        Made once: it takes pydantic milliseconds, and is asked for at every start, amid a transaction.
+        """
         task = self._by_name.get(name)
-        try:
-            return None if task is None else json.dumps(task.codec.json_schema())
-        except PydanticUserError:
+        if task is None:
             return None
+        if name not in self._schemas:
+            try:
+                self._schemas[name] = json.dumps(task.codec.json_schema())
+            except PydanticUserError:
+                self._schemas[name] = None
+        return self._schemas[name]
 
     def _own(self, task: AnyTask) -> AnyTask:
         if task.registry is not self:

@@ -105,9 +105,12 @@ def test_tasks_and_queues_may_come_summed_up_already() -> None:
         [tally(task="", queue="")],
         NOON,
         HOUR,
-        by_task=[tally(59 * 60, task="t", queue="", number=5), tally(-3600, task="later")],
-        by_queue=[tally(task="", queue="q", number=7)],
+        by_name=[
+            tally(59 * 60, task="t", queue="q", number=5),
+            tally(59 * 60, task="t", queue="r", number=2),
+            tally(-3600, task="later"),
+        ],
     )
     assert history.total.succeeded == 1
-    assert [(one.task, one.figures.succeeded) for one in history.tasks] == [("t", 5)]
-    assert [(one.queue, one.figures.succeeded) for one in history.queues] == [("q", 7)]
+    assert [(one.task, one.figures.succeeded) for one in history.tasks] == [("t", 7)]
+    assert [(one.queue, one.figures.succeeded) for one in history.queues] == [("q", 5), ("r", 2)]

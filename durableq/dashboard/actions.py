@@ -17,7 +17,7 @@ from durableq.errors import JobConflict, JobNotFound, QueueNotRunning, StorageEr
 from durableq.fastapi.admin_answers import in_http_words
 from durableq.fastapi.principals import Role
 from durableq.fastapi.showing import secrets_of
-from durableq.models import JobState
+from durableq.models import CANCELLABLE, DELETABLE, RESTARTABLE, JobState
 
 Action = Literal["retry", "cancel", "delete"]
 
@@ -111,7 +111,7 @@ async def _ask(visit: Visit, action: Action, job_id: str) -> Response:
     """Show what would be done to one job, with a button that does it."""
     stored = await visit.site.dq.get(job_id)
     job = (await secrets_of(visit.site.dq, [stored.task])).summary(stored)
-    if job.state not in possible(action):
+    if job.state not in POSSIBLE[action]:
         raise Refused(409, "That is not possible now", f"The job is {job.state}. {_WHEN[action]}")
     return visit.page("sure.html", section="jobs", title=_TITLES[action], action=action, job=job, ids=[], search=None)
 
@@ -124,15 +124,12 @@ _WHEN: Final[dict[Action, str]] = {
 }
 
 
-def possible(action: Action) -> tuple[JobState, ...]:
-    """Return the states in which a job can be retried, cancelled or deleted."""
-    match action:
-        case "retry":
-            return JobState.DEAD, JobState.CANCELLED, JobState.SCHEDULED
-        case "cancel":
-            return JobState.QUEUED, JobState.SCHEDULED, JobState.RUNNING, JobState.BLOCKED
-        case "delete":
-            return JobState.DEAD, JobState.CANCELLED, JobState.SUCCEEDED
+POSSIBLE: Final[dict[Action, tuple[JobState, ...]]] = {
+    "retry": RESTARTABLE,
+    "cancel": CANCELLABLE,
+    "delete": DELETABLE,
+}
+"""The states in which a job can be retried, cancelled or deleted."""
 
 
 # -- a selection ---------------------------------------------------------------------------------------------

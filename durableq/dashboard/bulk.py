@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
-from durableq.dashboard.actions import UNREACHABLE, Action, checked_action
+from durableq.dashboard.actions import POSSIBLE, UNREACHABLE, Action, checked_action
 from durableq.dashboard.filters import Search, read_query
 from durableq.dashboard.jobs import LOOK_AT, now, refusal
 from durableq.dashboard.refusals import Refused
@@ -23,11 +23,8 @@ PIECE: Final = 500
 """Jobs in one transaction."""
 WHOLE: Final = 5_000
 """Jobs done by one press of the button where no script presses it again."""
-_STATES: Final[dict[Action, tuple[JobState, ...]]] = {
-    "retry": (JobState.DEAD,),
-    "cancel": (JobState.QUEUED, JobState.SCHEDULED, JobState.RUNNING, JobState.BLOCKED),
-    "delete": (JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED),
-}
+_STATES: Final[dict[Action, tuple[JobState, ...]]] = {**POSSIBLE, "retry": (JobState.DEAD,)}
+"""Many are retried at a time only when they are dead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
-from durableq.dashboard.actions import possible
+from durableq.dashboard.actions import POSSIBLE
 from durableq.dashboard.diff import as_json
 from durableq.dashboard.editing import key_needed
 from durableq.dashboard.jobs import now
@@ -47,10 +47,10 @@ def add(router: APIRouter, site: Site) -> None:
             other_logs=logs[-1],
             is_retry=job.state == JobState.SCHEDULED and job.attempt > 0,
             is_known=dq.find_task(job.task) is not None,
-            may_retry=job.state in possible("retry"),
+            may_retry=job.state in POSSIBLE["retry"],
             may_edit=job.state in (JobState.DEAD, JobState.CANCELLED) and key is None,
-            may_cancel=job.state in possible("cancel") and not job.cancel_requested,
-            may_delete=job.state in possible("delete"),
+            may_cancel=job.state in POSSIBLE["cancel"] and not job.cancel_requested,
+            may_delete=job.state in POSSIBLE["delete"],
             arguments=None if job.args is None else as_json(job.args),
             result=as_json(job.result),
             headers=as_json(job.headers),

@@ -280,11 +280,11 @@ class Storage(Protocol):
         ...
 
     async def tallies(
-        self, since: int, step: timedelta, *, by: Collection[SummedBy], queue: str | None, task: str | None
-    ) -> list[Tally]:
-        """What ended since then, in microseconds since the epoch, of one queue or task when given.
+        self, since: int, step: timedelta, *, ways: Sequence[Collection[SummedBy]], queue: str | None, task: str | None
+    ) -> list[list[Tally]]:
+        """What ended since then, in microseconds since the epoch, of one queue or task when given: once for each way.
 
-        Summed up by what ``by`` names; what it does not is empty, and the step the one that begins then.
+        Summed up by what the way names; what it does not is empty, and the step the one that begins then.
         """
         ...
 

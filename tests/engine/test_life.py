@@ -193,7 +193,7 @@ async def test_entering_and_leaving_five_times_leaves_no_thread_file_or_memory_b
     await eventually(lambda: _open_files() <= files)
     grown = _memory() - memory
     tracemalloc.stop()
-    assert grown < 150_000, f"{grown:,} bytes in five cycles"
+    assert grown < 100_000, f"{grown:,} bytes in five cycles"
 
 
 def _threads() -> int:

@@ -16,7 +16,6 @@ from durableq import DurableQ, outbox
 from durableq.errors import StorageBusy, TransactionRefused
 from durableq.outbox import locking
 from tests.outbox.support import Disk, make_tables
-from tests.support import eventually
 
 
 @contextlib.contextmanager
@@ -138,7 +137,9 @@ async def test_one_that_is_cancelled_leaves_no_lock_behind(dq: DurableQ, disk: D
                     with contextlib.suppress(asyncio.CancelledError):
                         await beginning
                         await connection.rollback()  # it came first
-            await eventually(lambda: not disk.is_locked() and not connection.in_transaction, within=2)
+            await connection.execute_fetchall("SELECT 1")  # on the driver's thread, so after all that was asked of it
+            assert not disk.is_locked()
+            assert not connection.in_transaction
 
 
 @pytest.mark.foreign_bug(58)
@@ -166,7 +167,8 @@ async def test_an_add_that_is_cancelled_leaves_no_lock_behind(dq: DurableQ, disk
             with contextlib.suppress(asyncio.CancelledError):
                 await adding
                 await connection.rollback()  # it came first
-            await eventually(lambda: not disk.is_locked(), within=2)
+            await connection.execute_fetchall("SELECT 1")
+            assert not disk.is_locked()
     assert disk.jobs == []
 
 

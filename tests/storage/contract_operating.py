@@ -26,6 +26,7 @@ from tests.storage.support import BOOM, DEAD, DONE, WORK, Backend, claim, runs_a
 MINUTE = timedelta(minutes=1)
 LATER = 60_000_000
 ALL: tuple[SummedBy, ...] = ("step", "queue", "task")
+WAYS: list[tuple[SummedBy, ...]] = [("step",), ("queue",), ("task",), ("queue", "task"), ()]
 
 
 class Pausing:
@@ -104,7 +105,9 @@ class Pausing:
 
 class Tallying:
     async def tallies(self, storage: Storage, **where: Any) -> list[Tally]:
-        return await storage.tallies(0, MINUTE, by=ALL, queue=where.get("queue"), task=where.get("task"))
+        queue, task = where.get("queue"), where.get("task")
+        [found] = await storage.tallies(0, MINUTE, ways=[ALL], queue=queue, task=task)
+        return found
 
     async def test_each_try_is_counted_by_how_it_ended_ran_and_had_waited(
         self, backend: Backend, storage: Storage, clock: ManualClock
@@ -169,28 +172,31 @@ class Tallying:
         await backend.finished(storage, DONE, task="a", queue="q2")
         assert {(one.queue, one.task) for one in await self.tallies(storage, queue="q1")} == {("q1", "a"), ("q1", "b")}
         assert {(one.queue, one.task) for one in await self.tallies(storage, task="a")} == {("q1", "a"), ("q2", "a")}
-        late = await storage.tallies(clock.wall() // LATER * LATER, MINUTE, by=ALL, queue=None, task=None)
+        [late] = await storage.tallies(clock.wall() // LATER * LATER, MINUTE, ways=[ALL], queue=None, task=None)
         assert {(one.queue, one.task) for one in late} == {("q1", "b"), ("q2", "a")}
 
-    @pytest.mark.parametrize("by", ALL)
-    async def test_tallies_are_summed_up_by_what_is_asked_for(
-        self, backend: Backend, storage: Storage, clock: ManualClock, by: SummedBy
+    async def test_tallies_are_summed_up_in_each_way_that_is_asked_for(
+        self, backend: Backend, storage: Storage, clock: ManualClock
     ) -> None:
         since = clock.wall() // 1_000_000
         for task, queue in (("a", "q1"), ("b", "q1"), ("a", "q2")):
             await backend.finished(storage, DONE, task=task, queue=queue)
         clock.advance(60)
         await backend.finished(storage, DONE, task="a", queue="q1")
-        found = await storage.tallies(since * 1_000_000, MINUTE, by=(by,), queue=None, task=None)
-        summed = {(one.at - since, one.queue, one.task): one.number for one in found if one.measure == "succeeded"}
-        assert (
-            summed
-            == {
-                "step": {(0, "", ""): 3, (60, "", ""): 1},
-                "queue": {(0, "q1", ""): 3, (0, "q2", ""): 1},
-                "task": {(0, "", "a"): 3, (0, "", "b"): 1},
-            }[by]
-        )
+        found = await storage.tallies(since * 1_000_000, MINUTE, ways=WAYS, queue=None, task=None)
+        assert [
+            {(one.at - since, one.queue, one.task): one.number for one in summed if one.measure == "succeeded"}
+            for summed in found
+        ] == [
+            {(0, "", ""): 3, (60, "", ""): 1},
+            {(0, "q1", ""): 3, (0, "q2", ""): 1},
+            {(0, "", "a"): 3, (0, "", "b"): 1},
+            {(0, "q1", "a"): 2, (0, "q1", "b"): 1, (0, "q2", "a"): 1},
+            {(0, "", ""): 4},
+        ]
+
+    async def test_where_nothing_was_tried_each_way_is_empty(self, storage: Storage) -> None:
+        assert await storage.tallies(0, MINUTE, ways=WAYS, queue=None, task=None) == [[] for _ in WAYS]
 
     async def test_tallies_grow_coarser_with_age_and_go_after_eight_days_but_lose_none_before(
         self, backend: Backend, storage: Storage, clock: ManualClock

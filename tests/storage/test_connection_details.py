@@ -380,19 +380,8 @@ def test_that_others_can_read_is_told(
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-OTHERS: set[threading.Thread] = set()
-"""Threads that were there before a test, whoever left them."""
-
-
-@pytest.fixture(autouse=True)
-def others() -> None:
-    OTHERS.clear()
-    OTHERS.update(threading.enumerate())
-
-
 def reading_threads() -> list[threading.Thread]:
-    found = (thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name)
-    return [thread for thread in found if thread not in OTHERS]
+    return [thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
 
 
 @contextlib.asynccontextmanager

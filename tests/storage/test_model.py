@@ -26,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from durableq.clock import to_micros
 from durableq.engine.decisions import after_crash, before_start
 from durableq.errors import DuplicateJob, IdempotencyConflict
+from durableq.history import SummedBy
 from durableq.models import FINISHED, ClaimRequest, Dead, Job, JobFilter, JobState, Lease, LeaseKey, Outcome, Succeeded
 from durableq.storage.protocol import Exchanged, Plan, Storage
 from durableq.storage.sqlite import host
@@ -38,6 +39,7 @@ from tests.support import eventually
 
 T = TypeVar("T")
 
+OF_NAMES: Final[tuple[SummedBy, ...]] = ("queue", "task")
 EXAMPLES: Final = int(os.environ.get("DURABLEQ_MODEL_EXAMPLES", "0"))
 COMPARED: Final = (
     *("id", "task", "queue", "priority", "state", "args_json", "max_attempts", "attempt", "crashes", "result_json"),
@@ -277,9 +279,8 @@ class JobsLife(RuleBasedStateMachine):
 
     @invariant()
     def every_try_is_counted_once(self) -> None:
-        tallies = self.run(
-            self.workers[0].storage.tallies(0, timedelta(days=1), by=("queue", "task"), queue=None, task=None)
-        )
+        storage, ways = self.workers[0].storage, [OF_NAMES]
+        [tallies] = self.run(storage.tallies(0, timedelta(days=1), ways=ways, queue=None, task=None))
         counted: Counter[tuple[str, str, str]] = Counter()
         for one in tallies:
             counted[one.queue, one.task, one.measure] += one.number

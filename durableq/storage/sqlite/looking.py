@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from durableq.clock import EPOCH, SECOND, Clock
 from durableq.encryption import Payloads
@@ -24,6 +24,8 @@ from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.writer import Writer
 
 _NO_LIMIT: Final = -1
+_TOLD_APART: Final[dict[SummedBy, int]] = {"step": 1, "queue": 2, "task": 4}
+"""The bits of a way in the statement ``tallies``."""
 
 
 class Looking:
@@ -184,11 +186,19 @@ class Looking:
         )
 
     async def tallies(
-        self, since: int, step: timedelta, *, by: Collection[SummedBy], queue: str | None, task: str | None
-    ) -> list[Tally]:
-        values = {"since": since // SECOND, "step": int(step.total_seconds()), "queue": queue, "task": task}
-        wanted = {f"by_{one}": one in by for one in get_args(SummedBy)}
-        return [Tally._make(row) for row in await self._reader.fetch(SQL["tallies"], values | wanted)]
+        self, since: int, step: timedelta, *, ways: Sequence[Collection[SummedBy]], queue: str | None, task: str | None
+    ) -> list[list[Tally]]:
+        values = {
+            "since": since // SECOND,
+            "step": int(step.total_seconds()),
+            "queue": queue,
+            "task": task,
+            "ways": json.dumps([sum(_TOLD_APART[one] for one in way) for way in ways]),
+        }
+        summed: list[list[Tally]] = [[] for _ in ways]
+        for number, *tally in await self._reader.fetch(SQL["tallies"], values):
+            summed[number].append(Tally._make(tally))
+        return summed
 
     async def audit(self, *, cursor: int | None, limit: int) -> AuditPage:
         found = await self._reader.fetch(SQL["audit"], {"cursor": cursor, "limit": limit + 1})

@@ -164,8 +164,12 @@ class Lookout:
             if version != self._data_version:
                 if self._data_version is not None:  # else it is the first look, which tells of nobody
                     self.saw_others_at = now
-                self.learn(connection)
-                self._data_version = version  # not before: what could not be read is looked for again
+                self._data_version = version
+                try:
+                    self.learn(connection)
+                except BaseException:
+                    self.learn_again()  # what could not be read is looked for again
+                    raise
                 if had_guest:  # it may be ours: nobody else tells the other processes of it
                     self._ring_for_work()
                     self._ring_for_finished()

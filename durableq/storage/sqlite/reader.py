@@ -5,8 +5,9 @@ its thread may still hold a cursor, and with it an old snapshot that would keep 
 """
 
 import asyncio
+import contextlib
 import sqlite3
-import threading
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
@@ -17,6 +18,9 @@ from durableq.storage.sqlite.connection import Location, readable, translated
 
 _CONNECTIONS: Final = 2
 _BUSY_SECONDS: Final = 5.0
+_CLOSING_SECONDS: Final = 0.25
+"""How long the end waits for reads that were given up."""
+_LOOK_SECONDS: Final = 0.005
 
 
 class Reader:
@@ -26,7 +30,7 @@ class Reader:
         self._location = location
         self._idle: list[aiosqlite.Connection] = []
         self._slots = asyncio.Semaphore(_CONNECTIONS)
-        self._leaving: list[threading.Thread] = []
+        self._left: list[aiosqlite.Connection] = []
 
     async def fetch(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
         """Return all rows of one statement. Raises `StorageError`."""
@@ -38,8 +42,6 @@ class Reader:
             try:
                 rows = await connection.execute_fetchall(sql, dict(values or {}))
             except BaseException as error:
-                if connection._connection is not None:  # it may be searching still, for somebody who has given up
-                    connection._connection.interrupt()
                 self._leave(connection)
                 if isinstance(error, sqlite3.Error):
                     raise translated(error, self._location) from error
@@ -50,8 +52,12 @@ class Reader:
     async def close(self) -> None:
         while self._idle:
             await self._idle.pop().close()
-        for thread in self._leaving:  # it still has to tell the event loop, which may be closed after us
-            await asyncio.to_thread(thread.join, _BUSY_SECONDS)
+        # They have an answer to give to the event loop, which may be closed after us.
+        give_up = time.monotonic() + _CLOSING_SECONDS
+        while (busy := self._busy()) and time.monotonic() < give_up:
+            for connection in busy:
+                _interrupt(connection)  # again: it may have begun only now
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _connect(self) -> aiosqlite.Connection:
         uri = f"file:{quote(str(self._location.path))}?mode=ro"
@@ -68,5 +74,17 @@ class Reader:
 
     def _leave(self, connection: aiosqlite.Connection) -> None:
         """Close a connection without awaiting it: we may be in the middle of being cancelled."""
+        _interrupt(connection)  # it may be searching still, for somebody who has given up
         connection.stop()
-        self._leaving = [thread for thread in (*self._leaving, connection._thread) if thread.is_alive()]
+        self._left = [*self._busy(), connection]
+
+    def _busy(self) -> list[aiosqlite.Connection]:
+        """Those that were left, and whose thread has not come to its end."""
+        return [connection for connection in self._left if connection._thread.is_alive()]
+
+
+def _interrupt(connection: aiosqlite.Connection) -> None:
+    raw = connection._connection
+    if raw is not None:
+        with contextlib.suppress(sqlite3.ProgrammingError):  # its thread has just closed it
+            raw.interrupt()

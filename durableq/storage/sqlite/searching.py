@@ -7,7 +7,7 @@ import re
 from typing import Any, Final, NamedTuple
 
 from durableq.clock import from_datetime
-from durableq.models import JobFilter, JobState
+from durableq.models import CANCELLABLE, JobFilter, JobState
 
 _STATES: Final = {
     JobState.QUEUED: ("state = 'queued' AND crashes = 0", "state = 'queued' AND crashes > 0"),
@@ -110,10 +110,8 @@ def few_in_state(state: JobState | None) -> tuple[str, str] | None:
     return f"SELECT count(*) FROM (SELECT 1 FROM ({found}) LIMIT :look_at)", f" AND seq IN ({found})"
 
 
-UNFINISHED: Final = " AND seq IN ({})".format(
-    " UNION ALL ".join(f"SELECT seq FROM durableq_jobs WHERE {one}" for some in _STATES.values() for one in some)
-)
-"""Leads to all jobs that wait or run, by their indexes."""
+UNFINISHED: Final = f" AND state IN ({', '.join(repr(state.value) for state in CANCELLABLE)})"
+"""Compared row by row: `oldest_first` is asked about one stretch after another, and an index gives no such stretch."""
 FINISHED: Final = " AND finished_at IS NOT NULL"
 RETRYABLE: Final = (
     " AND NOT EXISTS (SELECT 1 FROM durableq_jobs AS holder"

@@ -334,21 +334,22 @@ class SqliteStorage(Looking):
     # -- by hand -------------------------------------------------------------------------------------------
 
     async def retry(self, job_id: str, *, who: str, args_json: str | None = None) -> Job[Any]:
-        run = partial(self._retried, job_id=job_id, now=self._clock.wall(), who=who, args_json=args_json)
-        return await self._transact(run, makes_work=_always)
+        act = self._retrying(who, args_json)
+        return await self._transact(partial(act, job_id=job_id, now=self._clock.wall()), makes_work=_always)
 
     async def retry_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
-        act = partial(self._retried, who=who, args_json=None)
-        return await self._to_each(
-            replace(where, state=JobState.DEAD), act, searching.RETRYABLE, limit=limit, makes_work=bool
-        )
+        dead = replace(where, state=JobState.DEAD)
+        return await self._to_each(dead, self._retrying(who, None), searching.RETRYABLE, limit=limit, makes_work=bool)
 
-    def _retried(
-        self, connection: sqlite3.Connection, job_id: str, *, now: int, who: str, args_json: str | None
-    ) -> Job[Any]:
-        job = transitions.retry(connection, job_id, now=now, who=who, args_json=args_json)
-        self._writer.lookout.learn_limit(connection)  # its limits begin anew
-        return job
+    def _retrying(self, who: str, args_json: str | None) -> transitions.Act[Job[Any]]:
+        lookout = self._writer.lookout
+
+        def act(connection: sqlite3.Connection, job_id: str, *, now: int) -> Job[Any]:
+            job = transitions.retry(connection, job_id, now=now, who=who, args_json=args_json)
+            lookout.learn_limit(connection)  # its limits begin anew
+            return job
+
+        return act
 
     async def cancel(self, job_id: str, *, who: str) -> Job[Any]:
         run = partial(transitions.cancel, job_id=job_id, now=self._clock.wall(), who=who)
@@ -373,7 +374,9 @@ class SqliteStorage(Looking):
         run = partial(transitions.resume, queue=queue, now=self._clock.wall(), who=who)
         await self._transact(run, makes_work=bool)
 
-    async def _to_each(self, where: JobFilter, act: transitions.Act, hint: str, *, limit: int, **follows: Any) -> int:
+    async def _to_each(
+        self, where: JobFilter, act: transitions.Act[object], hint: str, *, limit: int, **follows: Any
+    ) -> int:
         """Do something to each job that matches, oldest first, in pieces, so that none holds up the jobs of others.
 
         They are looked for by a reader; the writer only asks again whether those it is given still match.

@@ -7,20 +7,19 @@ queue: see `settling.exactly`.
 import contextlib
 import json
 import sqlite3
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from durableq.codec import checksum
 from durableq.errors import DuplicateJob, JobConflict, JobNotFound
-from durableq.models import Job, JobFilter, JobState, Lease, Overdue
+from durableq.models import CANCELLABLE, DELETABLE, RESTARTABLE, Job, JobFilter, JobState, Lease, Overdue
 from durableq.storage.protocol import DecideLate
 from durableq.storage.sqlite import rows
 from durableq.storage.sqlite.searching import matching
 from durableq.storage.sqlite.settling import exactly, numbers_in
 from durableq.storage.sqlite.statements import SQL
 
-_RESTARTABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SCHEDULED)
-_CANCELLABLE: Final = (JobState.QUEUED, JobState.SCHEDULED, JobState.BLOCKED, JobState.RUNNING)
-_DELETABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SUCCEEDED)
+T_co = TypeVar("T_co", covariant=True)
+
 _NO_JOB: Final = ""
 _HOUR: Final = 3600
 CONDENSED: Final = ((6 * _HOUR + 1800, 900), (25 * _HOUR, _HOUR))
@@ -28,19 +27,19 @@ CONDENSED: Final = ((6 * _HOUR + 1800, 900), (25 * _HOUR, _HOUR))
 TALLIES_KEPT: Final = 8 * 24 * _HOUR
 
 
-class Act(Protocol):
+class Act(Protocol[T_co]):
     """What is done to a job."""
 
-    def __call__(self, connection: sqlite3.Connection, job_id: str, *, now: int) -> object: ...
+    def __call__(self, connection: sqlite3.Connection, job_id: str, *, now: int) -> T_co: ...
 
 
 def retry(connection: sqlite3.Connection, job_id: str, *, now: int, who: str, args_json: str | None) -> Job[Any]:
     """dead | cancelled -> queued, as new; scheduled -> queued, now."""
-    before = _require(connection, job_id, _RESTARTABLE, "retry")
+    before = _require(connection, job_id, RESTARTABLE, "retry")
     if before.state is JobState.SCHEDULED and args_json is None:
         exactly(connection.execute(SQL["run_now"], {"id": before.id, "now": now}).rowcount, 1, "retrying a job")
     elif before.state is JobState.SCHEDULED:
-        raise JobConflict(job_id, before.state, wanted=_RESTARTABLE[:2], action="edit and retry")
+        raise JobConflict(job_id, before.state, wanted=RESTARTABLE[:2], action="edit and retry")
     else:
         digest = None if args_json is None else checksum(args_json)
         values = {"id": before.id, "now": now, "args": args_json, "checksum": digest}
@@ -55,7 +54,7 @@ def retry(connection: sqlite3.Connection, job_id: str, *, now: int, who: str, ar
     return _get(connection, before.id)
 
 
-def to_each(connection: sqlite3.Connection, where: JobFilter, *, seqs: str, act: "Act", now: int) -> int:
+def to_each(connection: sqlite3.Connection, where: JobFilter, *, seqs: str, act: "Act[object]", now: int) -> int:
     """Do something to each of these jobs that still matches; return to how many it was done.
 
     One whose unique key another job holds stays as it is, and so does one that has ended meanwhile.
@@ -72,7 +71,7 @@ def to_each(connection: sqlite3.Connection, where: JobFilter, *, seqs: str, act:
 
 def cancel(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -> Job[Any]:
     """queued | scheduled | blocked -> cancelled; running: its worker shall end it."""
-    before = _require(connection, job_id, _CANCELLABLE, "cancel")
+    before = _require(connection, job_id, CANCELLABLE, "cancel")
     if before.state is JobState.RUNNING:
         connection.execute(SQL["forget_requests"])
         asked = connection.execute(SQL["request_cancel"], {"id": before.id, "now": now}).rowcount
@@ -87,15 +86,15 @@ def cancel(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -
 
 def cancel_once(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -> None:
     """The same, but for a job whose end was asked for already. Raises `JobConflict`."""
-    before = _require(connection, job_id, _CANCELLABLE, "cancel")
+    before = _require(connection, job_id, CANCELLABLE, "cancel")
     if before.cancel_requested:
-        raise JobConflict(job_id, before.state, wanted=_CANCELLABLE, action="cancel again")
+        raise JobConflict(job_id, before.state, wanted=CANCELLABLE, action="cancel again")
     cancel(connection, job_id, now=now, who=who)
 
 
 def delete(connection: sqlite3.Connection, job_id: str, *, now: int, who: str) -> None:
     """A finished job -> (nothing)."""
-    before = _require(connection, job_id, _DELETABLE, "delete")
+    before = _require(connection, job_id, DELETABLE, "delete")
     for statement in ("delete_attempts", "delete_logs", "delete_aliases"):
         connection.execute(SQL[statement], {"id": before.id})
     exactly(connection.execute(SQL["delete_job"], {"id": before.id}).rowcount, 1, "deleting a job")

@@ -58,8 +58,7 @@ class Served:
             "/control/add", [{"task": task, "args": args, "options": options or {}, "times": times}]
         )
         if state:
-            for job_id in ids:
-                eventually_sync(lambda job_id=job_id: self.state(job_id) == state, PATIENCE)  # type: ignore[misc]
+            eventually_sync(lambda: all(self.state(job_id) == state for job_id in ids), PATIENCE)
         return ids
 
     def pause(self, queue: str) -> None:
@@ -149,6 +148,11 @@ class Visitor:
         """Press a button, or follow a link, by the words on it."""
         button = self.page.get_by_role("button", name=name, exact=True)
         (button.or_(self.page.get_by_role("link", name=name, exact=True))).first.click()
+
+    def reaches(self, title: str) -> None:
+        """See that a page is there, with its scripts: a key that is pressed before they listen is lost."""
+        expect(self.page.get_by_role("heading", level=1)).to_have_text(title)
+        self.page.wait_for_load_state("load")
 
     def says(self, text: str) -> None:
         """See that the page says how it went."""
