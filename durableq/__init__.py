@@ -43,9 +43,9 @@ from durableq.health import Health
 from durableq.models import Attempt, AuditEntry, Job, JobError, JobFilter, JobState, LogLine, Page, Progress
 from durableq.options import Unique
 from durableq.queue import DurableQ
-from durableq.redaction import Secret
 from durableq.registry import Task
 from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze, wait_with_jitter
+from durableq.secret_names import Secret
 from durableq.version import __version__ as __version__
 
 __all__ = [

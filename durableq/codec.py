@@ -19,7 +19,8 @@ from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializ
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from durableq.errors import ConfigurationError, InvalidArguments, InvalidTask, PayloadTooLarge, ResultUnavailable, near
-from durableq.redaction import is_secret_name, redacted_text, secret_arguments
+from durableq.redaction import redacted_text
+from durableq.secret_names import is_secret_name, secret_arguments
 
 _CONFIG: Final = ConfigDict(
     extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants"

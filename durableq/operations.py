@@ -8,7 +8,7 @@ import builtins
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from durableq.checking import encode_by_schema
@@ -43,6 +43,10 @@ class Operations:
     _keys: KeyRing | None
     _registry: Registry
     _life: Life
+
+    def now(self) -> datetime:
+        """Return this moment in UTC, by the clock that the times of jobs are of."""
+        return to_datetime(self._clock.wall())
 
     # -- looking at jobs -----------------------------------------------------------------------------------
 
@@ -110,7 +114,7 @@ class Operations:
         Of one ``queue`` or ``task``, when given. Counted in the transactions that settle the jobs: nothing is missing
         after a restart. Tries handed back at a shutdown or snoozed are not counted.
         """
-        until = to_datetime(self._clock.wall())
+        until = self.now()
         since = from_datetime(begin_of(until, window))
         # Summed up by the database: there may be a hundred tallies for each that is left.
         by_step, by_name = await self._storage_here().tallies(

@@ -34,10 +34,10 @@ from durableq.names import root_of_caller
 from durableq.observability.logs import log_events
 from durableq.operations import Operations
 from durableq.options import QueueSettings, RegistrationSettings, queue_options
-from durableq.redaction import also_redact
 from durableq.registry import AnyTask, Registry, Task
 from durableq.results import returned, why_cancelled, why_dead
 from durableq.retry import RetryPolicy
+from durableq.secret_names import also_redact
 from durableq.storage import storage_factory
 from durableq.storage.protocol import Conflicts, Storage
 from durableq.worker import Worker

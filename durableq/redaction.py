@@ -2,31 +2,22 @@
 
 Three nets, each for what the others let through: names that say what they hold (``password=...``, in objects and in
 text), passwords in URLs, and the very values of the arguments that a task declares `Secret`, wherever they turn up.
-It errs on the side of hiding. What is hidden is never written back over what is stored: see `restored`.
+It errs on the side of hiding. What is hidden is never written back over what is stored: see `placeholders.restored`.
 """
 
-import dataclasses
 import functools
 import json
 import re
-import typing
-import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final
 from urllib.parse import quote, quote_plus
 
-from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, SecretBytes, SecretStr
-from pydantic_core import CoreSchema, core_schema
-from typing_extensions import is_typeddict
+from durableq.secret_names import RESULT, is_secret_name
 
 HIDDEN: Final = "**********"
 """Stands for a hidden value; pydantic shows its own secrets so."""
 MASKED: Final = "***"
 """Stands for a hidden part of a text."""
-MOST_LEVELS: Final = 100
-"""Edited arguments may be nested so deep."""
-RESULT: Final = "return"
-"""The name of the return value among those of arguments; no argument can have it."""
 
 _SHORTEST: Final = 4
 """Shorter values are not looked for in text: hiding them would garble it and protect nothing."""
@@ -36,22 +27,7 @@ _CUT_AT: Final = 1_000
 """No text that is stored is cut to fewer characters."""
 _MOST_VALUES: Final = 200
 _DEEPEST: Final = 64
-_CERTAIN: Final = (
-    "password", "passwd", "passphrase", "passcode", "secret", "token", "authorization", "credential", "cookie",
-    "apikey", "accesskey", "privatekey", "signingkey", "encryptionkey", "sessionid", "sessionkey", "creditcard",
-    "cardnumber", "csrf", "xsrf", "connectionstring",
-)  # fmt: skip
-"""Hide a name that has one of these anywhere, whatever its case and separators: ``X-Api-Key``, ``dbPasswordOld``."""
-_WORDS: Final = frozenset(
-    {"pwd", "pw", "auth", "session", "sid", "bearer", "jwt", "otp", "totp", "cvv", "cvc", "ssn", "pin"}
-)
-"""Hide a name that has one of these as a whole word only: ``author``, ``pinned`` and ``possession`` are no secrets."""
-_HARMLESS: Final = ("secretar", "tokeniz", "tokenis")
-_MEASURES: Final = frozenset({"max", "min", "count", "length", "limit", "ttl", "expires", "expiry", "policy", "type"})
-"""Words of names that tell of a secret, and are none: ``max_tokens``, ``password_min_length``."""
 
-_NAME_PARTS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_NO_NAME_PART: Final = bytes(code for code in range(128) if not chr(code).isalnum())
 _KEY: Final = re.compile(
     r"(?<![\w.\-])(?P<key>[\w.\-]++)(?:\\*+[\"'])?+\]?+[ \t]{0,3}+(?:=>|[:=](?!=))[ \t]{0,3}+", re.ASCII
 )
@@ -77,130 +53,6 @@ _ANSI: Final = re.compile(
 _CONTROL: Final = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-
-
-class Secret:
-    """Declares an argument, or the return value, of a task secret: ``password: Annotated[str, Secret]``.
-
-    It is stored as it is (protect the file), given to the task as it is, and shown nowhere. With pydantic's own
-    types, ``Annotated[SecretStr, Secret]``, the task gets a `SecretStr`, whose text is what is stored.
-    """
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema = handler(source)
-        if not (isinstance(source, type) and issubclass(source, SecretStr | SecretBytes)):
-            return schema
-        serialization = core_schema.plain_serializer_function_ser_schema(_revealed, when_used="json")
-        return cast("CoreSchema", {**schema, "serialization": serialization})
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(schema), "format": "password", "writeOnly": True}
-
-
-def _revealed(secret: Any) -> Any:
-    return secret.get_secret_value()
-
-
-# -- which names are secret ----------------------------------------------------------------------------------
-
-_also: Final[set[str]] = set()
-_known: Final[weakref.WeakKeyDictionary[Callable[..., Any], frozenset[str]]] = weakref.WeakKeyDictionary()
-
-
-def also_redact(names: Iterable[str]) -> None:
-    """Hide these names too, in this process from now on, whatever their case and separators.
-
-    For all queues of the process: its log lines are common to them, and what one calls secret, none should show.
-    """
-    _also.update(_joined(name) for name in names)
-    is_secret_name.cache_clear()
-
-
-@functools.lru_cache(maxsize=4_096)
-def is_secret_name(name: str) -> bool:
-    """Whether what stands under this name is to be hidden."""
-    words = [part.lower() for part in _NAME_PARTS.findall(name[:200])]
-    joined = "".join(words)
-    if joined in _also:
-        return True
-    if not _MEASURES.isdisjoint(words) or any(word in joined for word in _HARMLESS):
-        return False
-    return any(word in joined for word in _CERTAIN) or not _WORDS.isdisjoint(words)
-
-
-def may_name_secrets(args_json: str) -> bool:
-    """Whether arguments, as JSON, may hold a name that says secret. Fast: yes when in doubt, no only when sure."""
-    if "\\" in args_json:  # a name may be written otherwise than it is
-        return True
-    text = args_json.encode("ascii", "ignore").lower().translate(None, _NO_NAME_PART)
-    return any(word.encode() in text for word in (*_CERTAIN, *_WORDS, *_also))
-
-
-def _joined(name: str) -> str:
-    return "".join(part.lower() for part in _NAME_PARTS.findall(name))
-
-
-def secret_arguments(function: Callable[..., Any]) -> frozenset[str]:
-    """Return the names of the arguments that a task's signature declares secret, `RESULT` for its return value.
-
-    Those marked with `Secret`, and those that hold pydantic's secret types, anywhere inside.
-    Remembered as long as the function lives.
-    """
-    try:
-        known = _known.get(function)
-    except TypeError:  # not hashable; it is asked every time
-        return _secret_arguments(function)
-    if known is None:
-        known = _known[function] = _secret_arguments(function)
-    return known
-
-
-def _secret_arguments(function: Callable[..., Any]) -> frozenset[str]:
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except Exception:  # the registry refuses such a function, in words of its own
-        return frozenset()
-    return frozenset(name for name, hint in hints.items() if _is_secret(hint, set()))
-
-
-def _is_secret(hint: Any, seen: set[int]) -> bool:
-    if hint is Secret or isinstance(hint, Secret):
-        return True
-    if id(hint) in seen:
-        return False
-    seen.add(id(hint))
-    # The last is what a `type` statement names.
-    parts: Sequence[Any] = (
-        *getattr(hint, "__metadata__", ()),
-        *typing.get_args(hint),
-        getattr(hint, "__value__", None),
-    )
-    if isinstance(hint, type):
-        if issubclass(hint, SecretStr | SecretBytes):
-            return True
-        if issubclass(hint, BaseModel):
-            parts = [*parts, *_of_model(hint)]
-        elif dataclasses.is_dataclass(hint) or is_typeddict(hint) or hasattr(hint, "_fields"):
-            parts = [*parts, *_hints_of(hint).values()]
-    return any(_is_secret(part, seen) for part in parts)
-
-
-def _of_model(model: type[BaseModel]) -> Iterable[Any]:
-    for field in model.model_fields.values():
-        yield field.annotation
-        yield from field.metadata
-
-
-def _hints_of(kind: type) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(kind, include_extras=True)
-    except Exception:  # what pydantic can make of it, it makes without this
-        return {}
-
-
-# -- hiding --------------------------------------------------------------------------------------------------
 
 
 class Redactor:
@@ -427,109 +279,6 @@ def _texts(value: Any, depth: int = 0) -> Iterable[str]:
     elif isinstance(value, dict | list) and depth <= _DEEPEST:
         for part in value.values() if isinstance(value, dict) else value:
             yield from _texts(part, depth + 1)
-
-
-# -- what comes back -----------------------------------------------------------------------------------------
-
-
-class PlaceholderSent(ValueError):
-    """Edited arguments hold the placeholder of a secret where there is none to put in its place."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__(
-            f"argument {where!r} holds {MASKED!r}, which stands for something hidden; leave what you do not want to "
-            "change exactly as it was shown, or give it in full"
-        )
-        self.argument = where.partition(".")[0]
-
-
-def restored(edited: Mapping[str, Any], shown: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return edited arguments in which whatever came back as it was shown is again what is stored.
-
-    Raises `PlaceholderSent` rather than let a placeholder overwrite a secret. Takes time in proportion to the size of
-    the arguments; `too_deep` is asked before.
-    """
-    restored_all: dict[str, Any] = _Restoring().value(dict(edited), dict(shown), dict(stored), "")
-    return restored_all
-
-
-def too_deep(value: Any, depth: int = MOST_LEVELS) -> bool:
-    """Whether lists and objects stand in one another more than so many levels deep."""
-    level = [value]
-    for _ in range(depth):
-        level = [part for one in level for part in _parts(one)]
-        if not level:
-            return False
-    return any(isinstance(one, dict | list) for one in level)
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
-class _Restoring:
-    """Compares JSON values fast: each list and each object gets a number once, from inside out; equal ones the same."""
-
-    def __init__(self) -> None:
-        self._number_of: dict[Any, int] = {}
-        self._seen: dict[int, tuple[Any, int]] = {}
-        """By identity, with what has it: a value that was let go of could leave it to another."""
-
-    def value(self, edited: Any, shown: Any, stored: Any, where: str) -> Any:
-        if self._same(edited, shown):
-            return stored
-        if isinstance(edited, dict):
-            known = shown if isinstance(shown, dict) and isinstance(stored, dict) else {}
-            return {
-                name: self.value(
-                    value, known.get(name), stored[name] if name in known else None, f"{where}.{name}".strip(".")
-                )
-                for name, value in edited.items()
-            }
-        if isinstance(edited, list):
-            return self._items(edited, shown, stored, where)
-        was_hidden = not self._same(shown, stored)
-        if edited == HIDDEN or (was_hidden and isinstance(edited, str) and MASKED in edited):
-            raise PlaceholderSent(where)
-        return edited
-
-    def _items(self, edited: list[Any], shown: Any, stored: Any, where: str) -> list[Any]:
-        """The items of a list, which may have been moved: then only where it is plain which one it was."""
-        pairs = list(zip(shown, stored, strict=False)) if isinstance(shown, list) and isinstance(stored, list) else []
-        meant: dict[Any, list[Any]] = {}
-        for one_shown, one_stored in pairs:
-            meant.setdefault(self._key(one_shown), []).append(one_stored)
-        plain = {key: found[0] for key, found in meant.items() if len({self._key(one) for one in found}) == 1}
-        items = []
-        for at, item in enumerate(edited):
-            its_shown, its_stored = pairs[at] if at < len(pairs) else (None, None)
-            key = self._key(item)
-            if key in plain and not self._same(item, its_shown):
-                items.append(plain[key])
-            else:
-                items.append(self.value(item, its_shown, its_stored, f"{where}.{at}"))
-        return items
-
-    def _same(self, one: Any, other: Any) -> bool:
-        return one is other or bool(self._key(one) == self._key(other))
-
-    def _key(self, value: Any, depth: int = 0) -> Any:
-        """Equal for equal JSON values, and only for those: 1, 1.0 and true are three."""
-        if not isinstance(value, dict | list):
-            return (type(value), repr(value) if isinstance(value, float) else value)
-        if id(value) not in self._seen:
-            content: Any
-            if depth > MOST_LEVELS:  # as it is stored; what is edited and shown is never so deep
-                content = json.dumps(value, sort_keys=True)
-            elif isinstance(value, dict):
-                content = frozenset((name, self._key(part, depth + 1)) for name, part in value.items())
-            else:
-                content = tuple(self._key(part, depth + 1) for part in value)
-            number = self._number_of.setdefault((type(value), content), len(self._number_of))
-            self._seen[id(value)] = value, number
-        return self._seen[id(value)][1]
 
 
 # -- control characters --------------------------------------------------------------------------------------

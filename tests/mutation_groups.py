@@ -74,7 +74,11 @@ GROUPS = (
         ],
         slow_too="test_care_details",
     ),
-    Group("redaction", ["redaction"], ["tests/test_redaction.py", "tests/test_redaction_details.py"]),
+    Group(
+        "redaction",
+        ["redaction", "secret_names", "placeholders"],
+        ["tests/test_redaction.py", "tests/test_redaction_details.py"],
+    ),
     Group("encryption", ["encryption"], ["tests/test_encryption.py", "tests/test_encryption_details.py"]),
     Group(
         "auth",

@@ -118,7 +118,7 @@ def test_the_dashboard_prints_an_address_that_opens_and_ends_with_an_interrupt(t
     [
         (["--db", "nothing.db"], "there is no 'nothing.db'"),
         (["--db", "jobs.db", "--host", "0.0.0.0"], "can be reached from other machines"),
-        (["--db", "jobs.db", "--role", "boss"], "expected one of read, operate, admin, got 'boss'"),
+        (["--db", "jobs.db", "--role", "boss"], "expected role to be one of read, operate, admin; got 'boss'"),
     ],
 )
 def test_what_the_dashboard_cannot_do_it_says(

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from durableq.codec import ArgumentsCodec, encode_result
 from durableq.errors import InvalidArguments, PayloadTooLarge
-from durableq.redaction import Secret
+from durableq.secret_names import Secret
 from tests.codec_types import LIMIT, Box, codec_of, nested, refusal, round_trip
 
 CANARY = "c4n4ry-5ea1"

@@ -20,8 +20,9 @@ from durableq.engine.decisions import (
     storable,
 )
 from durableq.models import Cancelled, Dead, Failure, Lease, Retried
-from durableq.redaction import HIDDEN, MASKED, Secret
+from durableq.redaction import HIDDEN, MASKED
 from durableq.retry import RetryPolicy
+from durableq.secret_names import Secret
 
 NOW = 1_000_000 * SECOND
 TEN_SECONDS_OLD = NOW - 10 * SECOND

@@ -108,6 +108,7 @@ DURABLEQ_METHODS = [
     "logs",
     "middleware",
     "new_job",
+    "now",
     "pause",
     "queues",
     "result",

@@ -13,28 +13,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 from typing_extensions import TypedDict
 
-from durableq import redaction
+from durableq import secret_names
 from durableq.codec import ArgumentsCodec
 from durableq.context import set_current
 from durableq.engine.decisions import failure_of
 from durableq.models import Failure
 from durableq.observability.logs import Guard
-from durableq.redaction import (
-    HIDDEN,
-    MASKED,
-    RESULT,
-    PlaceholderSent,
-    Redactor,
-    Secret,
-    also_redact,
-    cleaned,
-    is_secret_name,
-    may_name_secrets,
-    one_line,
-    redacted_text,
-    restored,
-    secret_arguments,
-)
+from durableq.placeholders import PlaceholderSent, restored
+from durableq.redaction import HIDDEN, MASKED, Redactor, cleaned, one_line, redacted_text
+from durableq.secret_names import RESULT, Secret, also_redact, is_secret_name, may_name_secrets, secret_arguments
 
 CANARY = "c4n4ry-5ea1"
 
@@ -80,7 +67,7 @@ def test_most_arguments_are_seen_to_name_no_secret_without_reading_them() -> Non
 
 
 def test_an_application_adds_names_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "_also", set())
+    monkeypatch.setattr(secret_names, "_also", set())
     assert not is_secret_name("iban")
     also_redact(["IBAN", "tax-id"])
     assert is_secret_name("iban")

@@ -9,19 +9,9 @@ import pytest
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 from typing_extensions import TypeAliasType
 
-from durableq.redaction import (
-    HIDDEN,
-    MASKED,
-    PlaceholderSent,
-    Redactor,
-    Secret,
-    cleaned,
-    one_line,
-    redacted_text,
-    restored,
-    secret_arguments,
-    too_deep,
-)
+from durableq.placeholders import PlaceholderSent, restored, too_deep
+from durableq.redaction import HIDDEN, MASKED, Redactor, cleaned, one_line, redacted_text
+from durableq.secret_names import Secret, secret_arguments
 
 CANARY = "c4n4ry-5ea1"
 LONG = "The quick brown fox jumps over the lazy dog; pack my box"

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
 from durableq.dashboard.filters import Search, read_query
-from durableq.dashboard.jobs import now
 from durableq.dashboard.refusals import Refused
 from durableq.dashboard.site import Message, SentForm, Site, Visit
 from durableq.errors import JobConflict, JobNotFound, QueueNotRunning, StorageError
@@ -140,7 +139,7 @@ def _add_selection(router: APIRouter, site: Site) -> None:
     async def act_on_selection(sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
         visit, form = sent.visit, sent.form
         action = checked_action(form.text("do"), visit)
-        search, problems, _ = read_query(form.fields, now())
+        search, problems, _ = read_query(form.fields, visit.site.dq.now())
         search = Search() if problems else search  # it is only where to go back to
         ids = list(dict.fromkeys(form.texts("id")))
         if len(ids) > MOST_SELECTED:

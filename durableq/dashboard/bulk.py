@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from durableq.dashboard.actions import POSSIBLE, UNREACHABLE, Action, checked_action
 from durableq.dashboard.filters import Search, read_query
-from durableq.dashboard.jobs import LOOK_AT, now, refusal
+from durableq.dashboard.jobs import LOOK_AT, refusal
 from durableq.dashboard.refusals import Refused
 from durableq.dashboard.site import SentForm, Site, Visit
 from durableq.fastapi.admin_answers import in_http_words
@@ -60,7 +60,7 @@ def add(router: APIRouter, site: Site) -> None:
 
 async def _task(visit: Visit, action_text: str, pairs: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> _Task:
     action = checked_action(action_text, visit)
-    at = now()
+    at = visit.site.dq.now()
     search, problems, _ = read_query(pairs, at)
     problems = problems or await refusal(visit.site.dq, search.where(at))
     if problems:

@@ -19,8 +19,9 @@ from durableq.errors import ConfigurationError, InvalidArguments, InvalidTask
 from durableq.fastapi.schemas import shown_schema
 from durableq.fastapi.showing import Secrets, arguments_of, as_stored, secrets_of, what_is_wrong
 from durableq.models import Job, JobState
+from durableq.placeholders import PlaceholderSent
 from durableq.queue import DurableQ
-from durableq.redaction import HIDDEN, MASKED, PlaceholderSent, Redactor, cleaned
+from durableq.redaction import HIDDEN, MASKED, Redactor, cleaned
 
 _EDITABLE: Final = (JobState.DEAD, JobState.CANCELLED)
 LINES: Final = 1_000

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from durableq.encryption import is_sealed
 from durableq.models import Job
-from durableq.redaction import MOST_LEVELS, too_deep
+from durableq.placeholders import MOST_LEVELS, too_deep
 
 _AROUND: Final = 2
 """So many lines are shown before and after the one that is meant."""

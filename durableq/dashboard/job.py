@@ -12,7 +12,6 @@ from starlette.responses import Response
 from durableq.dashboard.actions import POSSIBLE
 from durableq.dashboard.diff import as_json
 from durableq.dashboard.editing import key_needed
-from durableq.dashboard.jobs import now
 from durableq.dashboard.site import Site, Visit
 from durableq.dashboard.timeline import timeline
 from durableq.fastapi.admin_models import ENTRIES, LINES, JobDetail, LogRecord
@@ -42,7 +41,7 @@ def add(router: APIRouter, site: Site) -> None:
             title=job.task,
             job=job,
             key=key,
-            line=timeline(job, now(), left_out),
+            line=timeline(job, dq.now(), left_out),
             tries=list(zip(job.attempts, logs[:-1], strict=True)),
             other_logs=logs[-1],
             is_retry=job.state == JobState.SCHEDULED and job.attempt > 0,

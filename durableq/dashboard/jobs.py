@@ -11,7 +11,6 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
-from durableq.clock import SystemClock, to_datetime
 from durableq.dashboard.filters import LONGEST_TEXT, Problem, Search, read_query, read_text
 from durableq.dashboard.site import Site, Visit
 from durableq.fastapi.admin_models import JobList
@@ -36,7 +35,7 @@ def add(router: APIRouter, site: Site) -> None:
     async def show_jobs(
         visit: Annotated[Visit, Depends(site.reader)], q: str | None = None, cursor: Cursor = None
     ) -> Response:
-        at = now()
+        at = site.dq.now()
         if q is not None:
             return await _searched(visit, q, at)
         given = visit.request.query_params.multi_items()
@@ -46,11 +45,6 @@ def add(router: APIRouter, site: Site) -> None:
         if any(name in _FORM_ONLY or not value for name, value in given):
             return visit.redirect("jobs", **search.fields())  # an address without what a form left empty
         return await _found(visit, search, search.where(at), cursor)
-
-
-def now() -> datetime:
-    """Return this moment, UTC."""
-    return to_datetime(SystemClock().wall())
 
 
 async def refusal(dq: DurableQ, where: JobFilter) -> list[Problem]:

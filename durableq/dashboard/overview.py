@@ -8,7 +8,6 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
-from durableq.clock import SystemClock, to_datetime
 from durableq.dashboard.charts import WINDOW_NAMES, WINDOWS, chosen_window, latency, spark, throughput
 from durableq.dashboard.site import Site, Visit
 from durableq.fastapi.admin_models import JobSummary
@@ -42,7 +41,7 @@ def add(router: APIRouter, site: Site) -> None:
         visit: Annotated[Visit, Depends(site.reader)], window: Annotated[str | None, Query(max_length=10)] = None
     ) -> Response:
         chosen = chosen_window(window)
-        now = to_datetime(SystemClock().wall())
+        now = dq.now()
         history = await dq.history(WINDOWS[chosen])
         reports, workers = await dq.queues(), await dq.workers()
         counts = {state: _counted(number) for state, number in (await dq.counts(at_most=COUNTED)).items()}

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response
 
-from durableq.clock import SystemClock, to_datetime
 from durableq.dashboard.forms import Form
 from durableq.dashboard.refusals import Refused
 from durableq.dashboard.site import Message, SentForm, Site, Visit
@@ -40,7 +39,7 @@ def add(router: APIRouter, site: Site) -> None:
             there_are=len(reports),
             figures={one.queue: one.figures for one in history.queues},
             none_ended=Figures(),
-            now=to_datetime(SystemClock().wall()),
+            now=dq.now(),
         )
 
     @router.post("/queues/pause")

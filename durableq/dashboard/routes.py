@@ -13,16 +13,15 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from durableq.dashboard.pages import rendered
 from durableq.dashboard.refusals import Refused
 from durableq.errors import DurableQError
-from durableq.fastapi.admin_answers import HEADERS, in_http_words
+from durableq.fastapi.admin_answers import HEADERS, Answer, at_most, in_http_words
 from durableq.fastapi.background import RETRY_AFTER_SECONDS
 from durableq.queue import DurableQ
 
@@ -86,9 +85,9 @@ def route_class(site: Place) -> type[APIRoute]:
             return handle_in_words
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            answer = _Answer(send)
+            answer = Answer(send, PAGE_HEADERS, may_differ=True)
             try:
-                await super().handle(scope, _at_most(body_limit, receive), answer)
+                await super().handle(scope, at_most(body_limit, receive, _too_much), answer)
             except HTTPException as error:  # a method that the route does not have
                 if answer.has_begun:
                     raise
@@ -112,7 +111,9 @@ def unknown_route_class(site: Place) -> type[APIRoute]:
     its slash: Starlette would send that to an address without the prefix that a proxy has taken away.
     """
 
-    class UnknownRoute(route_class(site)):  # type: ignore[misc]  # a class that is made here
+    known: Any = route_class(site)
+
+    class UnknownRoute(known):  # type: ignore[misc]  # mypy knows no bases that are made while it runs
         def matches(self, scope: Scope) -> tuple[Match, Scope]:
             match, found = super().matches(scope)
             if match is Match.NONE and scope["type"] == "http":
@@ -171,32 +172,5 @@ def _defect(error: Exception) -> Refused:
     )
 
 
-class _Answer:
-    """Sends an answer, with the headers of all; those it has itself stay."""
-
-    def __init__(self, send: Send) -> None:
-        self.has_begun = False
-        self._send = send
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.has_begun = True
-            headers = MutableHeaders(scope=message)
-            for name, value in PAGE_HEADERS.items():
-                headers.setdefault(name, value)
-        await self._send(message)
-
-
-def _at_most(limit: int, receive: Receive) -> Receive:
-    """Stop reading a body at ``limit`` bytes."""
-    received = 0
-
-    async def receive_at_most() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > limit:
-            raise Refused(413, "This is too much at once", f"Expected at most {limit:,} bytes. Nothing was done.")
-        return message
-
-    return receive_at_most
+def _too_much(limit: int) -> Refused:
+    return Refused(413, "This is too much at once", f"Expected at most {limit:,} bytes. Nothing was done.")

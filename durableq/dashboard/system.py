@@ -16,8 +16,9 @@ from durableq.errors import QueueNotRunning
 from durableq.models import AuditEntry
 from durableq.options import QueueOptions
 from durableq.queue import DurableQ
-from durableq.redaction import HIDDEN, Redactor, is_secret_name, one_line
+from durableq.redaction import HIDDEN, Redactor, one_line
 from durableq.reports import AuditPage
+from durableq.secret_names import is_secret_name
 from durableq.version import __version__
 
 ENTRIES: Final = 50

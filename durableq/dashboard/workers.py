@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
-from durableq.clock import SystemClock, to_datetime
 from durableq.dashboard.overview import is_served
 from durableq.dashboard.site import Site, Visit
 
@@ -20,5 +19,5 @@ def add(router: APIRouter, site: Site) -> None:
             title="Workers",
             workers=workers,
             is_served=is_served(workers),
-            now=to_datetime(SystemClock().wall()),
+            now=site.dq.now(),
         )

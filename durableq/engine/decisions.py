@@ -14,8 +14,9 @@ from durableq.clock import SECOND, to_datetime
 from durableq.context import CurrentJob, running_here
 from durableq.errors import AttemptTimedOut, WorkerDied
 from durableq.models import Cancelled, Dead, Failure, Lease, Retried, Snoozed
-from durableq.redaction import Redactor, secret_arguments
+from durableq.redaction import Redactor
 from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze
+from durableq.secret_names import secret_arguments
 
 TYPE_CHARACTERS: Final = 400
 MESSAGE_CHARACTERS: Final = 2_000

@@ -19,8 +19,9 @@ from durableq.errors import CollectorClosed, ConfigurationError
 from durableq.jobs import JobMaker
 from durableq.models import Job, Lease, Progress
 from durableq.options import TaskOptions, checked
-from durableq.redaction import Redactor, may_name_secrets, secret_arguments
+from durableq.redaction import Redactor
 from durableq.registry import AnyTask
+from durableq.secret_names import may_name_secrets, secret_arguments
 
 FOLLOW_UPS: Final = 10_000
 """Most jobs that one job may add: they are stored in one transaction, together with everybody's outcomes."""

@@ -7,7 +7,7 @@ says in plain words what to do, and nothing of the inside: a 5xx carries an id, 
 
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from fastapi import HTTPException, Request
@@ -142,9 +142,9 @@ class AdminRoute(APIRoute):
         return handle_in_http_words
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(send)
+        answer = Answer(send, HEADERS)
         try:
-            await super().handle(scope, _at_most(self.body_limit, receive), answer)
+            await super().handle(scope, at_most(self.body_limit, receive, _too_much), answer)
         except AnyHTTPException as error:  # a method that the route does not have
             if answer.has_begun:
                 raise
@@ -161,21 +161,26 @@ def _problem(status: int, detail: dict[str, str], headers: Any) -> Response:
     return JSONResponse({"detail": detail}, status, headers=None if headers is None else dict(headers))
 
 
-class _Answer:
-    """Sends an answer, with the headers of all."""
+class Answer:
+    """Sends an answer, with the headers of all. ``may_differ``: those that it has itself stay."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, headers: Mapping[str, str], *, may_differ: bool = False) -> None:
         self.has_begun = False
         self._send = send
+        self._headers = headers
+        self._may_differ = may_differ
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_begun = True
-            MutableHeaders(scope=message).update(HEADERS)
+            headers = MutableHeaders(scope=message)
+            for name, value in self._headers.items():
+                if name not in headers or not self._may_differ:
+                    headers[name] = value
         await self._send(message)
 
 
-def _at_most(limit: int, receive: Receive) -> Receive:
+def at_most(limit: int, receive: Receive, refusal: Callable[[int], Exception]) -> Receive:
     """Stop reading a body at ``limit`` bytes: FastAPI reads it whole before it asks ``auth``."""
     received = 0
 
@@ -184,7 +189,11 @@ def _at_most(limit: int, receive: Receive) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > limit:
-            raise HTTPException(413, {"message": f"expected at most {limit:,} bytes"})
+            raise refusal(limit)
         return message
 
     return receive_at_most
+
+
+def _too_much(limit: int) -> HTTPException:
+    return HTTPException(413, {"message": f"expected at most {limit:,} bytes"})

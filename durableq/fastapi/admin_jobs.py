@@ -24,8 +24,9 @@ from durableq.fastapi.principals import NAME_CHARACTERS, WRITE, WRITE_WITH_BODY,
 from durableq.fastapi.showing import Secrets, as_stored, secrets_of, what_is_wrong
 from durableq.fastapi.streaming import EventStream, Seats, stream_answers
 from durableq.models import Job, JobFilter
+from durableq.placeholders import PlaceholderSent
 from durableq.queue import DurableQ
-from durableq.redaction import PlaceholderSent, Redactor, cleaned
+from durableq.redaction import Redactor, cleaned
 
 LARGEST_INTEGER = 2**63 - 1
 """What SQLite can hold."""

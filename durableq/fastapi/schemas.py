@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from durableq.redaction import Redactor, is_secret_name
+from durableq.redaction import Redactor
+from durableq.secret_names import is_secret_name
 
 _MARKS: Final = ("default", "const", "enum", "examples", "example")
 """Where a schema quotes values."""

@@ -14,17 +14,10 @@ from durableq.errors import InvalidArguments
 from durableq.fastapi.admin_models import JobSummary
 from durableq.fastapi.schemas import Declared, declared_in
 from durableq.models import Job, JobFilter
+from durableq.placeholders import MOST_LEVELS, restored, too_deep
 from durableq.queue import DurableQ
-from durableq.redaction import (
-    MOST_LEVELS,
-    RESULT,
-    Redactor,
-    cleaned,
-    is_secret_name,
-    restored,
-    secret_arguments,
-    too_deep,
-)
+from durableq.redaction import Redactor, cleaned
+from durableq.secret_names import RESULT, is_secret_name, secret_arguments
 
 _BESIDE_A_NAME: Final = "value"
 """Of ``{"name": "password", "value": "..."}`` this is the secret."""

@@ -12,7 +12,7 @@ import pytest
 from durableq.dashboard.charts import WINDOWS, chosen_window, latency, spark, throughput
 from durableq.dashboard.overview import failing, is_served, oldest_due
 from durableq.dashboard.pages import duration, in_bytes, number, rate, share
-from durableq.history import Figures, History, Point, Tally, TaskFigures, history_of
+from durableq.history import Figures, History, Measure, Point, Tally, TaskFigures, history_of
 from durableq.reports import Count, QueueReport, WorkerReport
 from tests.dashboard.conftest import Application
 from tests.support import eventually_sync
@@ -93,10 +93,10 @@ def test_what_a_page_is_made_of_is_escaped(site: Application) -> None:
 # -- charts, without a page ------------------------------------------------------------------------------------
 
 
-def a_history(*tallies: tuple[timedelta, str, int, int]) -> History:
+def a_history(*tallies: tuple[timedelta, Measure, int, int]) -> History:
     """What ended before noon: how long before, how, in which bucket, how many."""
     found = [
-        Tally(int((NOON - before).timestamp()) // 60 * 60, "mail", "send", measure, bucket, count)  # type: ignore[arg-type]
+        Tally(int((NOON - before).timestamp()) // 60 * 60, "mail", "send", measure, bucket, count)
         for before, measure, bucket, count in tallies
     ]
     return history_of(found, NOON, timedelta(minutes=15))

@@ -249,8 +249,7 @@ def test_a_page_says_only_our_own_words_after_an_action(site: Application) -> No
 
 
 def test_a_link_that_somebody_else_made_says_nothing(site: Application) -> None:
-    form = site.page("/queues").form("/queues/pause") if site.add(site.send, "good@x") else None
-    where = site.send_form(form).headers["location"].removeprefix("/durableq")  # type: ignore[arg-type]
+    where = site.send_form(a_form(site)).headers["location"].removeprefix("/durableq")
     for forged in ("/jobs?said=delete&n=123456789", "/jobs?said=delete.&n=3", f"{where}&n=9", where[:-1] + "z"):
         assert 'class="flash' not in site.page(forged).html
     site.client.cookies.clear()
@@ -365,7 +364,7 @@ def test_a_defect_is_a_page_that_tells_nothing_of_the_inside(
         raise defect
 
     monkeypatch.setattr(site.dq, "queues", broken)
-    site.client._transport.raise_server_exceptions = False  # type: ignore[attr-defined]
+    site.client._transport.raise_server_exceptions = False  # type: ignore[attr-defined]  # set before the site is known
     answer = site.get("/queues")
     assert answer.status_code == 500
     assert "secret" not in answer.text

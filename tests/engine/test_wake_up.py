@@ -211,10 +211,14 @@ def test_an_end_is_stored_soon_also_on_a_loop_whose_clock_stands_still_within_a_
         dq.task(name="echo")(echo)
         ends: list[JobSucceeded] = []
         dq.events.subscribe(JobSucceeded, ends.append)
+
+        def told_of_all(number: int) -> bool:
+            return len(ends) == number
+
         async with dq.running():
             for number in range(200):
                 await dq.add_task(echo, number)
-                await eventually(lambda number=number: len(ends) > number, within=5)  # type: ignore[misc]
+                await eventually(partial(told_of_all, number + 1), within=5)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())

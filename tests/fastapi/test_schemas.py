@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from durableq import DurableQ, Secret
 from durableq.fastapi.schemas import NOTHING_KNOWN, declared_in, shown_schema
-from durableq.redaction import secret_arguments
+from durableq.secret_names import secret_arguments
 
 
 class Login(BaseModel):

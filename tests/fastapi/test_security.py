@@ -17,7 +17,8 @@ from pydantic import SecretStr
 from durableq import DurableQ, Job, current_job
 from durableq.fastapi import Principal, admin_router
 from durableq.fastapi.admin_answers import HEADERS
-from durableq.redaction import HIDDEN, MASKED, Secret
+from durableq.redaction import HIDDEN, MASKED
+from durableq.secret_names import Secret
 from tests.support import eventually_sync
 
 PASSWORD = "hunter2-0f-the-mail"

@@ -26,7 +26,8 @@ from pydantic import SecretStr
 
 from durableq import DurableQ, current_job
 from durableq.fastapi import Principal, admin_router, status_router
-from durableq.redaction import HIDDEN, Secret
+from durableq.redaction import HIDDEN
+from durableq.secret_names import Secret
 from tests.support import eventually_sync
 
 PLACES: Final = ("declared", "named", "nested", "dsn", "pydantic", "header", "cookie", "result", "cause")

@@ -19,7 +19,9 @@ import pytest
 from durableq.errors import (
     FileReplaced,
     NotStored,
+    QueueNotRunning,
     StorageBusy,
+    StorageError,
     StorageFull,
     StorageUnusable,
 )
@@ -462,12 +464,42 @@ async def test_a_read_that_is_cancelled_while_it_connects_leaves_no_connection_b
     location: Location, opened: sqlite3.Connection
 ) -> None:
     await eventually(lambda: not reading_threads())
-    reader = Reader(location)
     for turns in range(1, 40):
+        reader = Reader(location)
         reading = asyncio.ensure_future(reader.fetch("SELECT 1"))
         for _ in range(turns):
             await asyncio.sleep(0)
         reading.cancel()
         await asyncio.wait([reading])
         await reader.close()
+    await eventually(lambda: not reading_threads(), within=2)
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_read_amid_the_end_comes_to_its_own_and_leaves_no_connection_behind(
+    location: Location, opened: sqlite3.Connection, turns: int
+) -> None:
+    await eventually(lambda: not reading_threads())
+    reader = Reader(location)
+    amid = asyncio.ensure_future(reader.fetch("SELECT 1"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    closing = asyncio.ensure_future(reader.close())
+    await asyncio.sleep(0)
+    late = asyncio.ensure_future(reader.fetch("SELECT 1"))
+    await closing
+    assert reading_threads() == []
+    assert await amid == [(1,)]
+    with pytest.raises(QueueNotRunning, match="is not running"):
+        await late
+
+
+async def test_the_end_waits_for_no_read_that_has_no_end(location: Location, opened: sqlite3.Connection) -> None:
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+    reader = Reader(location)
+    amid = asyncio.ensure_future(reader.fetch(endless))
+    await eventually(lambda: reading_threads() != [])
+    await asyncio.wait_for(reader.close(), 2)
+    with pytest.raises(StorageError):
+        await asyncio.wait_for(amid, 2)
     await eventually(lambda: not reading_threads(), within=2)

@@ -14,12 +14,13 @@ from urllib.parse import quote
 
 import aiosqlite
 
+from durableq.errors import QueueNotRunning
 from durableq.storage.sqlite.connection import Location, readable, translated
 
 _CONNECTIONS: Final = 2
 _BUSY_SECONDS: Final = 5.0
 _CLOSING_SECONDS: Final = 0.25
-"""How long the end waits for reads that were given up."""
+"""How long the end waits for what is being read, or was given up."""
 _LOOK_SECONDS: Final = 0.005
 
 
@@ -30,47 +31,56 @@ class Reader:
         self._location = location
         self._idle: list[aiosqlite.Connection] = []
         self._slots = asyncio.Semaphore(_CONNECTIONS)
+        self._at_work: set[aiosqlite.Connection] = set()
         self._left: list[aiosqlite.Connection] = []
+        self._is_closed = False
 
     async def fetch(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        """Return all rows of one statement. Raises `StorageError`."""
+        """Return all rows of one statement. Raises `StorageError`, and `QueueNotRunning` once it is closed."""
         async with self._slots:
+            if self._is_closed:
+                raise QueueNotRunning(f"the queue on {self._location.path} is not running")
+            connection = self._idle.pop() if self._idle else self._new()
+            self._at_work.add(connection)
             try:
-                connection = self._idle.pop() if self._idle else await self._connect()
-            except sqlite3.Error as error:
-                raise translated(error, self._location) from error
-            try:
+                if connection._connection is None:
+                    await _open(connection)
                 rows = await connection.execute_fetchall(sql, dict(values or {}))
             except BaseException as error:
-                self._leave(connection)
+                self._leave(connection)  # also when cancelled while it opens: nobody else would close it
                 if isinstance(error, sqlite3.Error):
                     raise translated(error, self._location) from error
                 raise
-            self._idle.append(connection)
+            finally:
+                self._at_work.discard(connection)
+            self._keep(connection)
             return list(rows)
 
     async def close(self) -> None:
+        """End all connections. What is being read has a moment to come to its end."""
+        self._is_closed = True
         while self._idle:
             await self._idle.pop().close()
-        # They have an answer to give to the event loop, which may be closed after us.
+        # Threads have an answer to give to the event loop, which may be closed after us.
         give_up = time.monotonic() + _CLOSING_SECONDS
-        while (busy := self._busy()) and time.monotonic() < give_up:
-            for connection in busy:
+        while (self._at_work or self._busy()) and time.monotonic() < give_up:
+            for connection in self._busy():
                 _interrupt(connection)  # again: it may have begun only now
             await asyncio.sleep(_LOOK_SECONDS)
+        for connection in self._at_work:
+            _interrupt(connection)
 
-    async def _connect(self) -> aiosqlite.Connection:
+    def _new(self) -> aiosqlite.Connection:
         uri = f"file:{quote(str(self._location.path))}?mode=ro"
         connection = aiosqlite.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
         connection._thread.daemon = True  # an unclosed reader must never hold the process
-        try:
-            await connection
-            connection.text_factory = readable
-            await connection.execute_fetchall("PRAGMA query_only=ON")
-        except BaseException:  # cancelled in the middle, nobody else would close it
-            self._leave(connection)
-            raise
         return connection
+
+    def _keep(self, connection: aiosqlite.Connection) -> None:
+        if self._is_closed:  # meanwhile
+            self._leave(connection)
+        else:
+            self._idle.append(connection)
 
     def _leave(self, connection: aiosqlite.Connection) -> None:
         """Close a connection without awaiting it: we may be in the middle of being cancelled."""
@@ -81,6 +91,12 @@ class Reader:
     def _busy(self) -> list[aiosqlite.Connection]:
         """Those that were left, and whose thread has not come to its end."""
         return [connection for connection in self._left if connection._thread.is_alive()]
+
+
+async def _open(connection: aiosqlite.Connection) -> None:
+    await connection
+    connection.text_factory = readable
+    await connection.execute_fetchall("PRAGMA query_only=ON")
 
 
 def _interrupt(connection: aiosqlite.Connection) -> None:
