@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PORT ?= 8000
 SEED ?= 1
+# The tests start hundreds of Pythons: what one has compiled, the others need not.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo payments run test test-floor check format bench bench-peers torture mutate screenshots audit strace \
 	chromium clean
@@ -22,7 +24,7 @@ run: $(VENV)/ready ## Serve the sign-up example on http://127.0.0.1:$(PORT)
 	@$(BIN)/python -m examples.signup --port $(PORT)
 
 test: $(VENV)/ready strace chromium test-floor ## Run the tests, on the newest FastAPI and on the oldest supported
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=
 
 test-floor: $(FLOOR)/ready
 	$(FLOOR)/bin/python -m pytest tests/fastapi -q -n 2 --dist loadfile

@@ -4,6 +4,8 @@ This process must have one thread only: a fork copies no other.
 """
 
 import contextlib
+import gc
+import importlib
 import json
 import logging
 import os
@@ -19,9 +21,18 @@ from typing import Any, Final
 Say = Callable[[Any], None]
 """Tells the parent something, in one write: what was said before a blow has arrived."""
 
+_LOADED_LATE: Final = ("aiosqlite", "anyio._backends._asyncio", "durableq.storage.sqlite.store")
+"""What a queue imports when it starts."""
 _LOOK_SECONDS: Final = 0.002
 """Between looks at whether it has ended."""
 _LINE_BYTES: Final = 65_536
+
+
+def be_ready_to_fork() -> None:
+    """Do once what every child would do anew: import what a queue needs, and sort out what is no garbage."""
+    for module in _LOADED_LATE:
+        importlib.import_module(module)
+    gc.freeze()  # so that no child copies all of it only to look for garbage
 
 
 class Child:

@@ -7,6 +7,7 @@ from typing import Final
 
 from durableq.torture import strace
 from durableq.torture.blows import Aftermath, Site, after
+from durableq.torture.children import be_ready_to_fork
 from durableq.torture.operations import OPERATIONS
 from durableq.torture.verdicts import Check, Progress, Sizes, Verdict
 
@@ -20,6 +21,7 @@ MOST: Final = 2_000
 
 def chosen(directory: Path, sizes: Sizes) -> Iterator[Site]:
     """The operations that are tried, alone, and the main ones beside another process too."""
+    be_ready_to_fork()
     for operation in OPERATIONS:
         if operation.is_main or sizes.all_operations:
             yield Site(directory / operation.name, operation)

@@ -7,8 +7,6 @@ our side of it.
 
 import contextlib
 import dataclasses
-import gc
-import importlib
 import json
 import os
 import queue
@@ -24,13 +22,12 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, cast
 
 from durableq.options import QueueSettings
+from durableq.torture.children import be_ready_to_fork
 from durableq.torture.ledger import Ledger
 
 COMMAND: Final[list[str]] = [sys.executable, "-m", "durableq.torture.subject"]
 """The program that becomes a cradle."""
 BIRTH_SECONDS: Final = 30.0
-_LOADED_LATE: Final = ("aiosqlite", "anyio._backends._asyncio", "durableq.storage.sqlite.store")
-"""What a queue imports when it starts: here once, rather than in every subject."""
 _LOOK_SECONDS: Final = 0.005
 
 
@@ -194,9 +191,7 @@ class Cradle:
 
     def serve(self) -> None:
         """Fork what standard input orders, a JSON array of `Orders` a line, until it ends."""
-        for module in _LOADED_LATE:
-            importlib.import_module(module)
-        gc.freeze()  # so that no child copies all of it only to look for garbage
+        be_ready_to_fork()
         heard = b""
         while True:
             ready = select.select([0, self._wake_up], [], [])[0]

@@ -13,11 +13,13 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 VALUES = st.recursive(SCALARS, lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=3), part))
 
 
+@pytest.mark.no_cover  # it would take thrice as long
 @given(st.dictionaries(st.text(max_size=5), VALUES))
 def test_what_json_can_say_is_read_exactly(values: dict[str, object]) -> None:
     assert read_arguments(json.dumps(values, indent=1)) == values
 
 
+@pytest.mark.no_cover
 @given(st.dictionaries(st.text(string.ascii_letters, min_size=1, max_size=5), VALUES, min_size=1))
 def test_every_argument_is_found_on_its_line(values: dict[str, object]) -> None:
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()]
