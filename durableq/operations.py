@@ -61,16 +61,26 @@ class Operations:
         """Return jobs that match, newest first, and the cursor of the next page. What is encrypted stays so.
 
         ``look_at`` bounds how many jobs are compared with what no index answers: the page may then be
-        ``is_cut_short``, and even empty, though more match further back. By default all are.
+        ``is_cut_short``, and even empty, though more match further back. By default all are. Raises
+        `ConfigurationError` for a ``limit`` or ``look_at`` of less than 1.
         """
+        _require(1, limit=limit, look_at=look_at)
         return await self._storage_here().find(where or JobFilter(), cursor=cursor, limit=limit, look_at=look_at)
 
     async def count(self, where: JobFilter, *, look_at: int) -> Count:
-        """Return how many of the newest ``look_at`` jobs match; those of the state, when one is given."""
+        """Return how many of the newest ``look_at`` jobs match; those of the state, when one is given.
+
+        Raises `ConfigurationError` for a ``look_at`` of less than 1.
+        """
+        _require(1, look_at=look_at)
         return await self._storage_here().count(where, look_at=look_at)
 
     async def counts(self, *, at_most: int | None = None) -> dict[JobState, int]:
-        """Return how many jobs are in each state. ``at_most`` ends the counting of each state there."""
+        """Return how many jobs are in each state. ``at_most`` ends the counting of each state there.
+
+        Raises `ConfigurationError` for an ``at_most`` of less than 1.
+        """
+        _require(1, at_most=at_most)
         return await self._storage_here().counts(at_most)
 
     async def attempts(self, job_or_id: Job[Any] | str) -> builtins.list[Attempt]:
@@ -78,7 +88,11 @@ class Operations:
         return await self._storage_here().attempts(id_of(job_or_id))
 
     async def logs(self, job_or_id: Job[Any] | str, *, skip: int = 0) -> builtins.list[LogLine]:
-        """Return what a job said by ``current_job().log``, oldest first, without the first ``skip`` lines."""
+        """Return what a job said by ``current_job().log``, oldest first, without the first ``skip`` lines.
+
+        Raises `ConfigurationError` for a ``skip`` of less than 0.
+        """
+        _require(0, skip=skip)
         return await self._storage_here().logs(id_of(job_or_id), skip=skip)
 
     async def dead_letters(self) -> DeadLetterReport:
@@ -123,7 +137,8 @@ class Operations:
         return history_of(by_step, until, window, by_name=by_name)
 
     async def audit(self, *, cursor: int | None = None, limit: int = 100) -> AuditPage:
-        """Return what people did to any job or queue, the latest first."""
+        """Return what people did to any job or queue, the latest first. A ``limit`` is 1 or more."""
+        _require(1, limit=limit)
         return await self._storage_here().audit(cursor=cursor, limit=limit)
 
     # -- by hand -------------------------------------------------------------------------------------------
@@ -155,6 +170,7 @@ class Operations:
 
     async def retry_matching(self, where: JobFilter, *, limit: int = 1_000, who: str = "application") -> int:
         """Retry up to ``limit`` dead jobs that match, oldest first; return how many. Audited one by one."""
+        _require(0, limit=limit)
         return await self._storage_here().retry_matching(where, who=who, limit=limit)
 
     async def cancel(self, job_or_id: Job[Any] | str, *, who: str = "application") -> Job[Any]:
@@ -171,6 +187,7 @@ class Operations:
 
         A running job whose end was asked for already is passed over.
         """
+        _require(0, limit=limit)
         return await self._storage_here().cancel_matching(where, who=who, limit=limit)
 
     async def delete(self, job_or_id: Job[Any] | str, *, who: str = "application") -> None:
@@ -179,13 +196,15 @@ class Operations:
 
     async def delete_matching(self, where: JobFilter, *, limit: int = 1_000, who: str = "application") -> int:
         """Remove up to ``limit`` finished jobs that match, oldest first; return how many. Audited one by one."""
+        _require(0, limit=limit)
         return await self._storage_here().delete_matching(where, who=who, limit=limit)
 
     async def pause(self, queue: str, *, who: str = "application") -> None:
-        """Start no more jobs of a queue, in any process, until `resume`; what runs goes on. It may be paused already.
+        """Claim no more jobs of a queue, in any process, until `resume`; what runs goes on. It may be paused already.
 
-        Once this returns no further job of it starts, and a restart changes nothing. Adding goes on, and so do expiry
-        and deadlines. A name that was never used may be paused ahead.
+        Once this returns no further job of it is claimed, and a restart changes nothing; one that a worker had claimed
+        before may still be about to begin. Adding goes on, and so do expiry and deadlines. A name that was never used
+        may be paused ahead.
         """
         await self._storage_here().pause(queue, who=who)
 
@@ -268,3 +287,10 @@ def _opened_arguments(value: Any, job_id: str, task: str, keys: KeyRing) -> Any:
 def id_of(job_or_id: Job[Any] | str) -> str:
     """Return the id of a job, or the id itself."""
     return job_or_id.id if isinstance(job_or_id, Job) else job_or_id
+
+
+def _require(least: int, **numbers: int | None) -> None:
+    """Refuse what a statement would take for something else: to SQLite a negative limit is none."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise ConfigurationError(f"expected {name} to be {least} or more, got {number}")

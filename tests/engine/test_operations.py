@@ -189,3 +189,28 @@ async def test_many_are_cancelled_and_deleted_as_one_asks(database: Path) -> Non
         assert (await dq.count(JobFilter(state=JobState.QUEUED), look_at=100)).number == 2
         assert await dq.delete_matching(JobFilter(), who="ann") == 1
         assert [entry.action for entry in (await dq.audit()).entries] == ["delete", "cancel"]
+
+
+async def test_a_number_that_cannot_be_meant_is_refused_and_nothing_is_done(database: Path) -> None:
+    """To SQLite, a negative limit is none: it would be everything."""
+    everything = JobFilter()
+    async with (dq := DurableQ(database, worker=False)).running():
+        dq.task(name="echo")(echo)
+        job = await dq.add_task(echo, 1)
+        for refused in (
+            dq.list(limit=0),
+            dq.list(look_at=0),
+            dq.count(everything, look_at=0),
+            dq.counts(at_most=0),
+            dq.audit(limit=-1),
+            dq.logs(job, skip=-1),
+            dq.retry_matching(everything, limit=-1),
+            dq.cancel_matching(everything, limit=-1),
+            dq.delete_matching(everything, limit=-1),
+        ):
+            with pytest.raises(
+                ConfigurationError, match=r"^expected (limit|look_at|at_most|skip) to be [01] or more, got"
+            ):
+                await refused
+        assert await dq.cancel_matching(everything, limit=0) == 0
+        assert (await dq.get(job)).state is JobState.QUEUED

@@ -5,19 +5,17 @@ import json
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from durableq.clock import Clock, from_datetime, to_micros
 from durableq.encryption import Rewrite
-from durableq.errors import DurableQError, InvariantBroken, JobConflict, QueueNotRunning
+from durableq.errors import DurableQError, InvariantBroken, JobConflict
 from durableq.models import (
     ClaimRequest,
     Job,
-    JobFilter,
     JobState,
     Lease,
     LeaseKey,
@@ -40,7 +38,7 @@ from durableq.storage.protocol import (
     StorageCondition,
     WakeUp,
 )
-from durableq.storage.sqlite import host, insertion, payloads, rows, searching, settling, transitions, versions
+from durableq.storage.sqlite import host, insertion, payloads, rows, settling, transitions, versions
 from durableq.storage.sqlite.checkpoint import WAL_ALARM_BYTES
 from durableq.storage.sqlite.connection import Location, size_of
 from durableq.storage.sqlite.doorbells import Doorbells
@@ -49,22 +47,19 @@ from durableq.storage.sqlite.handover import HandOver
 from durableq.storage.sqlite.liveness import LeaseNumbers, Liveness, Renewal, Watch
 from durableq.storage.sqlite.looking import Looking
 from durableq.storage.sqlite.lookout import Listener
+from durableq.storage.sqlite.mending import Mending
 from durableq.storage.sqlite.reader import Reader
 from durableq.storage.sqlite.replies import FutureReply, Later, Reply, ThreadReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
+from durableq.storage.sqlite.transacting import always
 from durableq.storage.sqlite.writer import Writer
 
 logger = logging.getLogger("durableq.storage")
 
 T = TypeVar("T")
 
-AT_ONCE: Final = 100
-"""Jobs that people change together, in one transaction."""
-LOOKED_AT_ONCE: Final = 20_000
-"""Jobs that are looked through for them in one read, so that other reads come in between."""
 
-
-class SqliteStorage(Looking):
+class SqliteStorage(Looking, Mending):
     """One queue's access to a SQLite file. See `durableq.storage.protocol.Storage` for what each verb promises."""
 
     def __init__(self, location: Location, clock: Clock, options: QueueOptions) -> None:
@@ -123,21 +118,6 @@ class SqliteStorage(Looking):
             await asyncio.wrap_future(writer.closed)
 
     @property
-    def _writer(self) -> Writer:
-        if self._opened is None:
-            raise self._not_running()
-        return self._opened
-
-    @property
-    def _hand_over(self) -> HandOver:
-        if self._opened is None:
-            raise self._not_running()
-        return self._outgoing
-
-    def _not_running(self) -> QueueNotRunning:
-        return QueueNotRunning(f"the queue on {self._location.path} is not running")
-
-    @property
     def trouble(self) -> DurableQError | None:
         return None if self._opened is None else self._opened.trouble
 
@@ -173,7 +153,7 @@ class SqliteStorage(Looking):
         writer.unlisten(self)
         self._doorbells.take_down()
         try:
-            await self._transact(self._liveness.deregister, makes_work=_always, finishes=_always)
+            await self._transact(self._liveness.deregister, makes_work=always, finishes=always)
         finally:
             # Should the row have stayed, the freed byte lets any other worker reap it at once.
             self._liveness.let_go()
@@ -331,69 +311,6 @@ class SqliteStorage(Looking):
         for look in tuple(self._watchers):
             look()
 
-    # -- by hand -------------------------------------------------------------------------------------------
-
-    async def retry(self, job_id: str, *, who: str, args_json: str | None = None) -> Job[Any]:
-        act = self._retrying(who, args_json)
-        return await self._transact(partial(act, job_id=job_id, now=self._clock.wall()), makes_work=_always)
-
-    async def retry_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
-        dead = replace(where, state=JobState.DEAD)
-        return await self._to_each(dead, self._retrying(who, None), searching.RETRYABLE, limit=limit, makes_work=bool)
-
-    def _retrying(self, who: str, args_json: str | None) -> transitions.Act[Job[Any]]:
-        lookout = self._writer.lookout
-
-        def act(connection: sqlite3.Connection, job_id: str, *, now: int) -> Job[Any]:
-            job = transitions.retry(connection, job_id, now=now, who=who, args_json=args_json)
-            lookout.learn_limit(connection)  # its limits begin anew
-            return job
-
-        return act
-
-    async def cancel(self, job_id: str, *, who: str) -> Job[Any]:
-        run = partial(transitions.cancel, job_id=job_id, now=self._clock.wall(), who=who)
-        return await self._transact(run, finishes=_always, cancels=True)
-
-    async def cancel_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
-        act = partial(transitions.cancel_once, who=who)
-        return await self._to_each(where, act, searching.UNFINISHED, limit=limit, finishes=bool, cancels=True)
-
-    async def delete(self, job_id: str, *, who: str) -> None:
-        await self._transact(partial(transitions.delete, job_id=job_id, now=self._clock.wall(), who=who))
-
-    async def delete_matching(self, where: JobFilter, *, who: str, limit: int) -> int:
-        act = partial(transitions.delete, who=who)
-        return await self._to_each(where, act, searching.FINISHED, limit=limit)
-
-    async def pause(self, queue: str, *, who: str) -> None:
-        await self._transact(partial(transitions.pause, queue=queue, now=self._clock.wall(), who=who))
-        self._writer.lookout.learn_again()  # its name may be new
-
-    async def resume(self, queue: str, *, who: str) -> None:
-        run = partial(transitions.resume, queue=queue, now=self._clock.wall(), who=who)
-        await self._transact(run, makes_work=bool)
-
-    async def _to_each(
-        self, where: JobFilter, act: transitions.Act[object], hint: str, *, limit: int, **follows: Any
-    ) -> int:
-        """Do something to each job that matches, oldest first, in pieces, so that none holds up the jobs of others.
-
-        They are looked for by a reader; the writer only asks again whether those it is given still match.
-        """
-        [(first, last)] = await self._reader.fetch("SELECT min(seq), max(seq) FROM durableq_jobs")
-        done, after = 0, (first or 1) - 1
-        while done < limit and after < (last or 0):
-            wanted, until = min(AT_ONCE, limit - done), after + LOOKED_AT_ONCE
-            query = searching.oldest_first(where, hint, after=after, until=until, limit=wanted)
-            found = [row[0] for row in await self._reader.fetch(*query)]
-            after = found[-1] if len(found) == wanted else until
-            if found:
-                seqs = json.dumps(found)
-                run = partial(transitions.to_each, where=where, seqs=seqs, act=act, now=self._clock.wall())
-                done += await self._transact(run, **follows)
-        return done
-
     # -- encrypted payloads --------------------------------------------------------------------------------
 
     async def rewrite(self, args: Sequence[Rewrite], results: Sequence[Rewrite]) -> tuple[int, int]:
@@ -424,23 +341,6 @@ class SqliteStorage(Looking):
 
     # ------------------------------------------------------------------------------------------------------
 
-    async def _transact(
-        self,
-        run: Callable[[sqlite3.Connection], T],
-        *,
-        makes_work: Callable[[T], bool] | None = None,
-        finishes: Callable[[T], bool] | None = None,
-        cancels: bool = False,
-        solitary: bool = False,
-    ) -> T:
-        reply = FutureReply(self._loop)
-        operation = Transact(
-            reply=reply, run=run, makes_work=makes_work, finishes=finishes, cancels=cancels, solitary=solitary
-        )
-        self._hand_over.submit(operation)
-        answer: T = await reply.future
-        return answer
-
     def _rung(self, wake_up: WakeUp) -> None:
         """Another process added work, or asked for the end of a job that runs here."""
         wake_up(False)
@@ -452,10 +352,6 @@ class SqliteStorage(Looking):
 def _json_array(names: tuple[str, ...]) -> str:
     """A worker asks for the same names again and again."""
     return json.dumps(names)
-
-
-def _always(_: object) -> bool:
-    return True
 
 
 def _took_jobs_back(result: tuple[list[Reaped], Watch]) -> bool:
