@@ -1,6 +1,7 @@
 """A file of very many jobs, made in SQL: what a queue looks like that was busy for a week and is kept whole.
 
-Nine in ten have succeeded; the rest are dead, waiting, due later or cancelled. Tallies are those of the same week.
+Nine in ten have succeeded; the rest are dead, waiting, due later or cancelled. Tallies are those of the same week, as
+coarse as a worker makes them with age.
 """
 
 import contextlib
@@ -9,6 +10,8 @@ import sqlite3
 import time
 from pathlib import Path
 from typing import Final
+
+from durableq.storage.sqlite.transitions import CONDENSED
 
 RARE: Final = 10_007
 """One job in so many has a tag, an argument and an error of its own."""
@@ -48,7 +51,9 @@ FROM durableq_jobs WHERE state = 'dead'
 _TALLIES: Final = """
 WITH RECURSIVE moment(at) AS (
     SELECT :seconds - :seconds % 3600 - 604800
-    UNION ALL SELECT at + iif(at < :seconds - 86400, 3600, 60) FROM moment WHERE at + 60 < :seconds
+    UNION ALL
+    SELECT at + CASE WHEN at < :seconds - :hourly THEN 3600 WHEN at < :seconds - :quarterly THEN 900 ELSE 60 END
+    FROM moment WHERE at + 60 < :seconds
 ),
 task(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM task WHERE n + 1 < :tasks),
 measured(measure, bucket) AS (
@@ -63,6 +68,7 @@ FROM moment, task, measured WHERE (at / 60 + n) % 2 = 0
 def fill(database: Path, jobs: int) -> None:
     """Add so many jobs to a file that a queue has been opened on."""
     now = time.time_ns() // 1_000
+    (quarterly, _), (hourly, _) = CONDENSED
     values = {
         "jobs": jobs,
         "now": now,
@@ -73,6 +79,8 @@ def fill(database: Path, jobs: int) -> None:
         "text": "x" * 200,
         "traceback": "Traceback (most recent call last):\n" + 12 * '  File "app.py", line 1, in call\n    answer()\n',
         "seconds": now // 1_000_000,
+        "quarterly": quarterly,
+        "hourly": hourly,
     }
     with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
         connection.execute("PRAGMA synchronous = OFF")

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 JOBS = int(os.environ.get("DURABLEQ_LARGE", "50000"))
 MOST_STEPS = 800
 """Thousands of SQLite's virtual machine steps that a page may take, whatever the number of jobs."""
-MOST_STEPS_OF_TALLIES = 4_000
+MOST_STEPS_OF_TALLIES = 2_500
 """The same for what sums up a day or a week of every task: the number of tasks counts, that of jobs does not."""
 
 
