@@ -1,8 +1,14 @@
 """Templates to HTML. Everything is escaped, and a name that a template misspells is an error, not an empty place."""
 
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Final
+
+from starlette.responses import HTMLResponse
+from starlette.types import Receive, Scope, Send
 
 from durableq.dashboard.assets import address
 from durableq.errors import ConfigurationError
@@ -14,13 +20,40 @@ try:
 except ImportError as missing:
     raise ConfigurationError("the dashboard needs Jinja2: pip install 'durableq[dashboard]'") from missing
 
+SLICE_SECONDS: Final = 0.000_5
+REST_SECONDS: Final = 0.001
 _NOTHING: Final = "\N{EN DASH}"
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def rendered(template: str, **values: Any) -> str:
-    """Return the text of a template."""
-    return _environment().get_template(template).render(values)
+class RenderedPage(HTMLResponse):
+    """A page, which is rendered when it is sent: in slices, so that the application goes on meanwhile.
+
+    A long page takes ten milliseconds of the interpreter that also adds and runs jobs. After each slice it rests
+    longer than what else waits for its turn is likely to need, several turns of the event loop.
+    """
+
+    def __init__(
+        self, template: str, values: Mapping[str, Any], status: int, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(b"", status, headers)
+        self._pieces = _environment().get_template(template).generate(values)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body = (await _in_slices(self._pieces)).encode()
+        self.headers["Content-Length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
+async def _in_slices(pieces: Iterator[str]) -> str:
+    text = []
+    end = time.perf_counter() + SLICE_SECONDS
+    for piece in pieces:
+        text.append(piece)
+        if time.perf_counter() >= end:
+            await asyncio.sleep(REST_SECONDS)
+            end = time.perf_counter() + SLICE_SECONDS
+    return "".join(text)
 
 
 @cache

@@ -11,14 +11,13 @@ from typing import Any, Final, Protocol
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from durableq.dashboard.pages import rendered
+from durableq.dashboard.pages import RenderedPage
 from durableq.dashboard.refusals import Refused
 from durableq.errors import DurableQError
 from durableq.fastapi.admin_answers import HEADERS, Answer, at_most, in_http_words
@@ -140,12 +139,12 @@ def in_words(error: Exception) -> Refused | None:
     return None
 
 
-def error_page(site: Place, request: Request, refused: Refused) -> HTMLResponse:
+def error_page(site: Place, request: Request, refused: Refused) -> RenderedPage:
     """Return the page of something that was not done: with the menu, for those who were let in."""
     visit = request.scope.get(VISIT_KEY)
-    page: HTMLResponse
+    page: RenderedPage
     if visit is None:
-        page = HTMLResponse(rendered("bare.html", base=site.base(request), error=refused), refused.status)
+        page = RenderedPage("bare.html", {"base": site.base(request), "error": refused}, refused.status)
     else:
         page = visit.page("error.html", section="", title=refused.title, status=refused.status, error=refused)
     if refused.status == 503:

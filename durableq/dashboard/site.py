@@ -12,11 +12,11 @@ from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from fastapi import Depends, HTTPException, Request
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
 from durableq.dashboard.forms import Form, check_token, cookie_name, is_token, new_token, read_form
-from durableq.dashboard.pages import rendered
+from durableq.dashboard.pages import RenderedPage
 from durableq.dashboard.refusals import Refused
 from durableq.dashboard.routes import UNKNOWN, VISIT_KEY, route_class
 from durableq.dashboard.watch import Watch, fingerprint
@@ -176,10 +176,10 @@ class Visit:
         given = [(name, value) for name, value in query.items() if value is not None]
         return f"{self.base}/{quote(path)}" + (f"?{urlencode(given, doseq=True)}" if given else "")
 
-    def page(self, template: str, *, section: str, title: str, status: int = 200, **values: Any) -> HTMLResponse:
+    def page(self, template: str, *, section: str, title: str, status: int = 200, **values: Any) -> RenderedPage:
         """Return a page. ``section`` is the line of the navigation that it belongs to."""
-        text = rendered(template, visit=self, section=section, title=title, navigation=NAVIGATION, **values)
-        response = HTMLResponse(text, status)
+        values |= {"visit": self, "section": section, "title": title, "navigation": NAVIGATION}
+        response = RenderedPage(template, values, status)
         response.set_cookie(
             cookie_name(self.base),
             self.token,

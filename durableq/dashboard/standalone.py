@@ -14,10 +14,10 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from fastapi import Depends, FastAPI, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from durableq.dashboard import dashboard
-from durableq.dashboard.pages import rendered
+from durableq.dashboard.pages import RenderedPage
 from durableq.dashboard.refusals import Refused
 from durableq.dashboard.routes import PAGE_HEADERS
 from durableq.errors import ConfigurationError
@@ -103,7 +103,7 @@ class _Door:
                 "This address does not open it",
                 "It was used already, or it is not complete. Start the command again for a new one.",
             )
-            return HTMLResponse(rendered("bare.html", base="", error=refused), 401, headers=PAGE_HEADERS)
+            return RenderedPage("bare.html", {"base": "", "error": refused}, 401, PAGE_HEADERS)
         self._is_used = True
         response = RedirectResponse("/", 303, headers=PAGE_HEADERS)
         # Not "strict": the address may be opened from a page, that of a terminal in the browser.

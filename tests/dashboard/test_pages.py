@@ -1,0 +1,65 @@
+"""How a page is made of its template: in slices, whole, or not at all."""
+
+import asyncio
+from typing import Any, NoReturn
+
+import pytest
+from starlette.types import Message
+
+from durableq.dashboard import pages
+from durableq.dashboard.pages import RenderedPage
+from durableq.dashboard.refusals import Refused
+from tests.dashboard.conftest import Application
+
+ERROR = Refused(404, "There is no such page", "Słowo 東京")
+
+
+async def sent(page: RenderedPage) -> list[Message]:
+    """Have a page sent; return what the server gets."""
+    messages: list[Message] = []
+
+    async def receive() -> NoReturn:
+        raise AssertionError("expected a page not to wait for its reader")
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    await page({"type": "http"}, receive, send)
+    return messages
+
+
+async def test_the_application_goes_on_while_a_page_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(pages, "REST_SECONDS", 0.0)
+    sending = asyncio.ensure_future(sent(RenderedPage("bare.html", {"base": "", "error": ERROR}, 404)))
+    turns = 0
+    while not sending.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 5
+
+
+async def test_a_page_is_sent_whole_and_with_its_length_in_bytes() -> None:
+    start, body = await sent(RenderedPage("bare.html", {"base": "", "error": ERROR}, 404, {"X-Own": "1"}))
+    headers = dict(start["headers"])
+    assert start["status"] == 404
+    assert headers[b"content-length"] == str(len(body["body"])).encode()
+    assert headers[b"x-own"] == b"1"
+    assert "Słowo 東京" in body["body"].decode()
+    assert body["body"].decode().rstrip().endswith("</html>")
+
+
+def test_a_page_that_fails_half_way_is_a_defect_and_nothing_of_it_is_sent(
+    site: Application, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(value: Any) -> NoReturn:
+        raise RuntimeError("the secret is 42")
+
+    job = site.add(site.send, "good@x")
+    monkeypatch.setitem(pages._environment().filters, "utc", broken)
+    site.client._transport.raise_server_exceptions = False  # type: ignore[attr-defined]  # set before the site is known
+    answer = site.get(f"/jobs/{job.id}")
+    assert answer.status_code == 500
+    assert "good@x" not in answer.text
+    assert "secret" not in answer.text
+    assert "the secret is 42" in caplog.text
