@@ -132,7 +132,7 @@ BY_NAME = (
     ),
     Group(
         "store",
-        [f"storage.sqlite.{name}" for name in ("store", "looking", "searching")],
+        [f"storage.sqlite.{name}" for name in ("store", "transacting", "mending", "looking", "searching")],
         [*DETAILS, *WRITER_TESTS],
     ),
 )
