@@ -11,30 +11,22 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import pytest
-from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi import Depends, FastAPI
 
 from durableq import DurableQ
 from durableq.dashboard import dashboard
-from durableq.fastapi import Principal
 
 with warnings.catch_warnings():
     # The oldest Starlette uses a name that the newest anyio calls deprecated. Later imports find the module loaded.
     warnings.simplefilter("ignore", DeprecationWarning)
     from starlette.testclient import TestClient
 
+from tests.dashboard.plain_browser import account
+
 R = TypeVar("R")
-
-PEOPLE = {"rita": Principal("rita", "read"), "otto": Principal("otto", "operate"), "anna": Principal("anna")}
-
-
-def account(x_user: Annotated[str | None, Header()] = None) -> Principal:
-    """Who asks, as the tests say it: rita reads, otto operates, anna administrates; others are strangers."""
-    if x_user not in PEOPLE:
-        raise HTTPException(401, "who are you?")
-    return PEOPLE[x_user]
 
 
 @dataclass

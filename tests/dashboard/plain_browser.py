@@ -26,6 +26,7 @@ MOUNT = "/durableq"
 
 
 def account(x_user: Annotated[str | None, Header()] = None) -> Principal:
+    """Who asks, as the tests say it: rita reads, otto operates, anna administrates; others are strangers."""
     if x_user not in ACCOUNTS:
         raise HTTPException(401, "who are you?")
     return ACCOUNTS[x_user]

@@ -12,7 +12,8 @@ from durableq.dashboard import dashboard, live
 from durableq.dashboard.live import OPEN_FOR_ONE, Share, told
 from durableq.dashboard.watch import LookFailed, Watch, fingerprint
 from durableq.fastapi.streaming import TICK_SECONDS, Event, Seats
-from tests.dashboard.conftest import Application, Page, account
+from tests.dashboard.conftest import Application, Page
+from tests.dashboard.plain_browser import account
 from tests.fastapi.helpers import serving
 from tests.fastapi.streams import streaming
 

@@ -16,7 +16,8 @@ from durableq.dashboard.assets import ASSETS, VERSION, address
 from durableq.dashboard.forms import Form, is_token, new_token
 from durableq.dashboard.refusals import Refused
 from durableq.dashboard.site import NAVIGATION, Message
-from tests.dashboard.conftest import Application, Page, account
+from tests.dashboard.conftest import Application, Page
+from tests.dashboard.plain_browser import account
 
 PATHS = [f"/{screen.path}" for screen in NAVIGATION]
 

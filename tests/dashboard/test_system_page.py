@@ -14,7 +14,8 @@ from durableq.dashboard import dashboard
 from durableq.dashboard.system import ENTRIES, deed_of, settings_of, versions
 from durableq.models import AuditEntry
 from durableq.options import QueueOptions
-from tests.dashboard.conftest import Application, Page, account
+from tests.dashboard.conftest import Application, Page
+from tests.dashboard.plain_browser import account
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
