@@ -115,12 +115,12 @@ def step_of(window: timedelta) -> timedelta:
     return next(timedelta(minutes=minutes) for longest, minutes in _STEPS if window <= longest)
 
 
-def begin_of(until: datetime, window: timedelta) -> datetime:
-    """Return when the first step of a window begins. The last one is that which ``until`` lies in."""
+def steps_of(until: datetime, window: timedelta) -> range:
+    """Return when the steps of a window begin, in seconds since the epoch. ``until`` lies in the last."""
     step = step_of(window)
     seconds = int(step.total_seconds())
     last = int(until.timestamp()) // seconds * seconds
-    return datetime.fromtimestamp(last - seconds * (math.ceil(window / step) - 1), UTC)
+    return range(last - seconds * (math.ceil(window / step) - 1), last + 1, seconds)
 
 
 def history_of(
@@ -134,19 +134,17 @@ def history_of(
 
     ``by_name`` are the same ones by queue and task, summed up over the steps; by default ``tallies`` tell all.
     """
-    step, begin = step_of(window), int(begin_of(until, window).timestamp())
-    seconds = int(step.total_seconds())
-    starts = range(begin, int(until.timestamp()) + 1, seconds)
+    starts = steps_of(until, window)
     total, by_start = _Sum(), defaultdict[int, _Sum](_Sum)
     of_tasks, of_queues = defaultdict[str, _Sum](_Sum), defaultdict[str, _Sum](_Sum)
     for tally in _within(tallies, starts):
         total.add(tally)
-        by_start[tally.at // seconds * seconds].add(tally)
+        by_start[tally.at // starts.step * starts.step].add(tally)
     for tally in _within(tallies if by_name is None else by_name, starts):
         of_tasks[tally.task].add(tally)
         of_queues[tally.queue].add(tally)
     return History(
-        step=step,
+        step=step_of(window),
         points=[
             Point(
                 at=datetime.fromtimestamp(start, UTC),

@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from durableq.checking import encode_by_schema
-from durableq.clock import Clock, from_datetime, to_datetime
+from durableq.clock import Clock, to_datetime
 from durableq.encryption import KEY_MISSING, CannotOpen, KeyRing, Rotation, is_sealed, opened, rotate, without_a_ring
 from durableq.errors import ConfigurationError, JobNotFound
-from durableq.history import History, SummedBy, begin_of, history_of, step_of
+from durableq.history import History, SummedBy, history_of, steps_of
 from durableq.life import Life
 from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, LogLine, Page
 from durableq.options import QueueOptions
@@ -129,11 +129,9 @@ class Operations:
         after a restart. Tries handed back at a shutdown or snoozed are not counted.
         """
         until = self.now()
-        since = from_datetime(begin_of(until, window))
+        starts = steps_of(until, window)
         # Summed up by the database: there may be a hundred tallies for each that is left.
-        by_step, by_name = await self._storage_here().tallies(
-            since, step_of(window), ways=_WAYS, queue=queue, task=task
-        )
+        by_step, by_name = await self._storage_here().tallies(starts, ways=_WAYS, queue=queue, task=task)
         return history_of(by_step, until, window, by_name=by_name)
 
     async def audit(self, *, cursor: int | None = None, limit: int = 100) -> AuditPage:

@@ -188,12 +188,12 @@ class Registry:
         task = self._by_name.get(name)
         if task is None:
             return None
-        if name not in self._schemas:
+        if task.name not in self._schemas:
             try:
-                self._schemas[name] = json.dumps(task.codec.json_schema())
+                self._schemas[task.name] = json.dumps(task.codec.json_schema())
             except PydanticUserError:
-                self._schemas[name] = None
-        return self._schemas[name]
+                self._schemas[task.name] = None
+        return self._schemas[task.name]
 
     def _own(self, task: AnyTask) -> AnyTask:
         if task.registry is not self:
@@ -215,6 +215,7 @@ class Registry:
 
     def _remember(self, task: AnyTask, target: Callable[..., Any] | None = None) -> AnyTask:
         self._by_name[task.name] = task
+        self._schemas.pop(task.name, None)  # it may be another version of it
         self._by_function[target or task.function] = task
         return task
 

@@ -319,8 +319,12 @@ class Worker:
                 self._wake.set()
 
     def _start(self, leases: Sequence[Lease]) -> None:
+        """Run what was claimed. What comes only now that we stop is not begun: nobody would wait for its end."""
         for lease in leases:
-            self._executor.start(lease)
+            if self._is_stopping:
+                self._settler.add(lease, Released())
+            else:
+                self._executor.start(lease)
         if self._cancelled_early:  # their end was asked for between their claim and this moment
             early, self._cancelled_early = self._cancelled_early, set()
             self._executor.cancel(early)

@@ -241,6 +241,18 @@ class TestTasks:
         with pytest.raises(InvalidTask, match="another DurableQ"):
             registry.task_for(theirs)
 
+    def test_a_function_that_was_loaded_anew_has_the_schema_of_its_new_arguments(
+        self, registry: Registry, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "reloaded.py"
+        for arguments in ("a: int", "a: int, pin: str"):
+            path.write_text(f"def work({arguments}): ...\n")
+            names: dict[str, Any] = {"__name__": __name__}
+            exec(compile(path.read_text(), str(path), "exec"), names)
+            registry.register(names["work"], name="work", options={})
+            schema = json.loads(registry.arguments_schema("work") or "{}")
+        assert sorted(schema["properties"]) == ["a", "pin"]
+
     def test_registering_a_function_again_replaces_its_options(self, registry: Registry) -> None:
         first = registry.register(plain, options={"priority": 1})
         registry.register(plain, options={"priority": 2})

@@ -7,7 +7,7 @@ Each write that ends or prolongs a lease is fenced by ``lease_no`` and reports w
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -280,11 +280,11 @@ class Storage(Protocol):
         ...
 
     async def tallies(
-        self, since: int, step: timedelta, *, ways: Sequence[Collection[SummedBy]], queue: str | None, task: str | None
+        self, steps: range, *, ways: Sequence[Collection[SummedBy]], queue: str | None, task: str | None
     ) -> list[list[Tally]]:
-        """What ended since then, in microseconds since the epoch, of one queue or task when given: once for each way.
+        """What ended in steps that begin then, in seconds since the epoch, of one queue or task when given.
 
-        Summed up by what the way names; what it does not is empty, and the step the one that begins then.
+        Once for each way, summed up by what it names; what it does not is empty, and the step the first one.
         """
         ...
 

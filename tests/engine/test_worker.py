@@ -3,12 +3,15 @@
 import asyncio
 import os
 import threading
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from durableq import DurableQ, JobState, call
 from durableq.events import JobReleased, UnknownTasks
+from durableq.storage.protocol import Exchanged
 from tests.engine.helpers import Gate, collect, finished, in_state, sql
 from tests.engine.processes import program
 from tests.support import eventually
@@ -214,6 +217,46 @@ async def test_stopping_gives_back_what_runs_without_counting_it(database: Path)
     rows = sql(database, "SELECT state, attempt, crashes, worker_id FROM durableq_jobs")
     assert rows == [("queued", 0, 0, None)] * 2
     assert sql(database, "SELECT count(*) FROM durableq_attempts, durableq_workers") == [(0,)]
+
+
+async def test_what_was_claimed_just_before_the_stop_is_handed_back_and_not_begun(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun and handed back, it would run in a thread here while another process begins it too."""
+    dq = DurableQ(database)
+    began = []
+    is_claimed, may_come_back = asyncio.Event(), asyncio.Event()
+
+    @dq.task(name="work")
+    def work() -> None:
+        began.append(1)
+
+    await dq.start()
+    storage, worker = dq._storage_here(), dq._life.here().worker
+    assert worker is not None
+    exchange = storage.exchange
+
+    def held_up(*args: Any, **kwargs: Any) -> Awaitable[Exchanged]:
+        reply = exchange(*args, **kwargs)
+
+        async def come_back() -> Exchanged:
+            exchanged = await reply
+            if exchanged.leases:
+                is_claimed.set()
+                await may_come_back.wait()
+            return exchanged
+
+        return asyncio.ensure_future(come_back())
+
+    monkeypatch.setattr(storage, "exchange", held_up)
+    await dq.add_task(work)
+    await is_claimed.wait()
+    stopping = asyncio.ensure_future(dq.stop())
+    await eventually(lambda: worker._is_stopping)
+    may_come_back.set()
+    await stopping
+    assert began == []
+    assert sql(database, "SELECT state, attempt, lease_no FROM durableq_jobs") == [("queued", 0, 1)]
 
 
 async def test_stopping_waits_for_jobs_that_end_within_the_grace(database: Path) -> None:

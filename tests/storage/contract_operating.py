@@ -23,8 +23,8 @@ from durableq.testing import ManualClock
 from tests.storage.contract_by_hand import in_state
 from tests.storage.support import BOOM, DEAD, DONE, WORK, Backend, claim, runs_again, settle, stored
 
-MINUTE = timedelta(minutes=1)
 LATER = 60_000_000
+ALWAYS = range(0, 2**33, 60)
 ALL: tuple[SummedBy, ...] = ("step", "queue", "task")
 WAYS: list[tuple[SummedBy, ...]] = [("step",), ("queue",), ("task",), ("queue", "task"), ()]
 
@@ -106,7 +106,7 @@ class Pausing:
 class Tallying:
     async def tallies(self, storage: Storage, **where: Any) -> list[Tally]:
         queue, task = where.get("queue"), where.get("task")
-        [found] = await storage.tallies(0, MINUTE, ways=[ALL], queue=queue, task=task)
+        [found] = await storage.tallies(ALWAYS, ways=[ALL], queue=queue, task=task)
         return found
 
     async def test_each_try_is_counted_by_how_it_ended_ran_and_had_waited(
@@ -172,7 +172,9 @@ class Tallying:
         await backend.finished(storage, DONE, task="a", queue="q2")
         assert {(one.queue, one.task) for one in await self.tallies(storage, queue="q1")} == {("q1", "a"), ("q1", "b")}
         assert {(one.queue, one.task) for one in await self.tallies(storage, task="a")} == {("q1", "a"), ("q2", "a")}
-        [late] = await storage.tallies(clock.wall() // LATER * LATER, MINUTE, ways=[ALL], queue=None, task=None)
+        [late] = await storage.tallies(
+            range(clock.wall() // LATER * 60, ALWAYS.stop, 60), ways=[ALL], queue=None, task=None
+        )
         assert {(one.queue, one.task) for one in late} == {("q1", "b"), ("q2", "a")}
 
     async def test_tallies_are_summed_up_in_each_way_that_is_asked_for(
@@ -183,7 +185,7 @@ class Tallying:
             await backend.finished(storage, DONE, task=task, queue=queue)
         clock.advance(60)
         await backend.finished(storage, DONE, task="a", queue="q1")
-        found = await storage.tallies(since * 1_000_000, MINUTE, ways=WAYS, queue=None, task=None)
+        found = await storage.tallies(range(since, ALWAYS.stop, 60), ways=WAYS, queue=None, task=None)
         assert [
             {(one.at - since, one.queue, one.task): one.number for one in summed if one.measure == "succeeded"}
             for summed in found
@@ -195,8 +197,18 @@ class Tallying:
             {(0, "", ""): 4},
         ]
 
+    async def test_what_a_clock_counted_that_was_ahead_is_in_no_sum(
+        self, backend: Backend, storage: Storage, clock: ManualClock
+    ) -> None:
+        now = clock.wall() // 1_000_000
+        await backend.finished(storage, DONE)
+        clock.advance(600)
+        await backend.finished(storage, DONE)
+        found = await storage.tallies(range(now - 60, now + 1, 60), ways=WAYS, queue=None, task=None)
+        assert [sum(one.number for one in summed if one.measure == "succeeded") for summed in found] == [1] * len(WAYS)
+
     async def test_where_nothing_was_tried_each_way_is_empty(self, storage: Storage) -> None:
-        assert await storage.tallies(0, MINUTE, ways=WAYS, queue=None, task=None) == [[] for _ in WAYS]
+        assert await storage.tallies(ALWAYS, ways=WAYS, queue=None, task=None) == [[] for _ in WAYS]
 
     async def test_tallies_grow_coarser_with_age_and_go_after_eight_days_but_lose_none_before(
         self, backend: Backend, storage: Storage, clock: ManualClock

@@ -60,6 +60,8 @@ class FailingCommits:
         self.count = 0
         self.code = sqlite3.SQLITE_IOERR_FSYNC
         self.hidden = False
+        self.afterwards: Callable[[], object] = lambda: None
+        """What happens before it is tried once more."""
         watch_writer(monkeypatch, self._before)
 
     def _before(self, connection: sqlite3.Connection, sql: str) -> None:
@@ -67,6 +69,7 @@ class FailingCommits:
             return
         self.count -= 1
         connection.execute("COMMIT" if self.hidden else "ROLLBACK")
+        self.afterwards()
         error = sqlite3.OperationalError("an error made by the test")
         error.sqlite_errorcode = self.code
         raise error

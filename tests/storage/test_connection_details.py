@@ -21,11 +21,11 @@ from durableq.errors import (
     NotStored,
     QueueNotRunning,
     StorageBusy,
-    StorageError,
     StorageFull,
     StorageUnusable,
 )
 from durableq.storage.sqlite import connection, host
+from durableq.storage.sqlite import reader as reader_module
 from durableq.storage.sqlite.connection import (
     BUSY_RETRY_SECONDS,
     OPENING_SECONDS,
@@ -500,6 +500,43 @@ async def test_the_end_waits_for_no_read_that_has_no_end(location: Location, ope
     amid = asyncio.ensure_future(reader.fetch(endless))
     await eventually(lambda: reading_threads() != [])
     await asyncio.wait_for(reader.close(), 2)
-    with pytest.raises(StorageError):
+    assert reading_threads() == []
+    with pytest.raises(QueueNotRunning, match="has stopped while it was read"):
+        await asyncio.wait_for(amid, 2)
+
+
+async def test_the_end_leaves_no_read_that_opens_after_it(
+    location: Location, opened: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_open = asyncio.Event()
+    really = reader_module._open
+
+    async def slowly(connection: aiosqlite.Connection) -> None:
+        await may_open.wait()
+        await really(connection)
+
+    monkeypatch.setattr(reader_module, "_open", slowly)
+    monkeypatch.setattr(reader_module, "_CLOSING_SECONDS", 0.02)
+    reader = Reader(location)
+    late = asyncio.ensure_future(reader.fetch("SELECT 1"))
+    await asyncio.sleep(0)
+    await reader.close()
+    may_open.set()
+    with pytest.raises(QueueNotRunning, match="is not running"):
+        await late
+    await eventually(lambda: not reading_threads(), within=2)
+
+
+async def test_an_end_that_is_cancelled_leaves_no_connection_behind(
+    location: Location, opened: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+    reader = Reader(location)
+    await asyncio.gather(reader.fetch("SELECT 1"), reader.fetch("SELECT 2"))
+    monkeypatch.setattr(reader_module, "_CLOSING_SECONDS", 30.0)
+    amid = asyncio.ensure_future(reader.fetch(endless))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.close(), 0.5)
+    with pytest.raises(QueueNotRunning):
         await asyncio.wait_for(amid, 2)
     await eventually(lambda: not reading_threads(), within=2)

@@ -34,11 +34,19 @@ def test_of_leases_that_were_taken_those_that_hold_still_are_told(groups: Groups
     groups.run(*(groups.insert() for _ in range(3)))
     [(_, taken)], _ = groups.run(groups.exchange(room=3))
     first, second, third = leases_from_json(taken)
-    assert leases_from_json(still_held(groups.connection, taken)) == [first, second, third]
+    assert leases_from_json(still_held(groups.connection, taken, 1)) == [first, second, third]
     groups.run(groups.exchange([(second, DONE)]))
-    assert leases_from_json(still_held(groups.connection, taken)) == [first, third]
+    assert leases_from_json(still_held(groups.connection, taken, 1)) == [first, third]
     groups.run(groups.exchange([(first, DONE), (third, DONE)]))
-    assert still_held(groups.connection, taken) == "[]"
+    assert still_held(groups.connection, taken, 1) == "[]"
+
+
+def test_leases_of_the_same_numbers_that_another_worker_holds_are_not_ones_own(groups: Groups) -> None:
+    groups.run(groups.insert(), groups.insert())
+    [(_, taken)], _ = groups.run(groups.exchange(room=2))
+    own, other = leases_from_json(taken)
+    groups.connection.execute("UPDATE durableq_jobs SET worker_id = 2 WHERE seq = ?", (other.seq,))
+    assert leases_from_json(still_held(groups.connection, taken, 1)) == [own]
 
 
 def test_a_claim_that_failed_took_nothing(groups: Groups) -> None:

@@ -29,7 +29,7 @@ CHOICE = {
     "limit_1": 10,
     "suspect_tasks": NAMES,
 }
-TALLIES = {"since": 0, "step": 60, "queue": None, "task": None, "ways": "[1, 6]"}
+TALLIES = {"since": 0, "until": 120, "step": 60, "queue": None, "task": None, "ways": "[1, 6]"}
 OUTCOMES = json.dumps([[1, 1, "succeeded", 0, 0, None, 5, None, None, None]])
 ROW = ["id", "task", "queue", 0, "queued", "{}", 0, 5, 0, 0]
 JOB = json.dumps([ROW])

@@ -17,12 +17,14 @@ from durableq.errors import (
 from durableq.models import Job, JobExtras, JobFilter, JobState
 from durableq.storage.protocol import Storage
 from durableq.storage.sqlite import host, lookout
+from durableq.storage.sqlite import reader as reader_module
 from durableq.storage.sqlite.connection import (
     Location,
     connect,
 )
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
 from durableq.storage.sqlite.statements import SQL
+from durableq.storage.sqlite.store import SqliteStorage
 from durableq.testing import ManualClock
 from tests.storage.support import DEAD, DONE, LEASE, Backend, claim, runs_again, stored
 from tests.support import eventually
@@ -230,3 +232,20 @@ async def test_the_longest_wait_is_told_in_seconds_and_is_never_negative(
     assert await storage.longest_wait() == 0
     await claim(storage)
     assert await storage.longest_wait() is None
+
+
+async def test_a_close_that_is_cancelled_gives_the_writer_back(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the file would stay open in this process for good: nothing closes it a second time."""
+    monkeypatch.setattr(reader_module, "_CLOSING_SECONDS", 30.0)
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+    storage = await backend.open()
+    assert isinstance(storage, SqliteStorage)
+    writer = storage._writer
+    reading = asyncio.ensure_future(storage._reader.fetch(endless))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(storage.close(), 0.5)
+    await asyncio.wait_for(asyncio.wrap_future(writer.closed), 5)
+    with pytest.raises(QueueNotRunning):
+        await reading

@@ -18,6 +18,7 @@ import pytest
 from durableq.errors import FileReplaced, NotStored, OutcomeUnknown, QueueNotRunning, StorageFull, StorageUnusable
 from durableq.models import ClaimRequest, Job, JobState, Lane, Succeeded
 from durableq.storage.protocol import Storage
+from durableq.storage.sqlite.statements import SQL
 from tests.storage.faults import FailingCommits, watch_writer, write_lock
 from tests.storage.support import DEAD, DONE, REPOSITORY, WORK, Backend, PythonProcess, claim, settle, stored
 
@@ -216,6 +217,23 @@ class TestFailingCommit:
         assert [lease.id for lease in leases] == ([job.id] if hidden else [])
         assert (await stored(storage, job.id)).state is (JobState.RUNNING if hidden else JobState.QUEUED)
         assert [lease.id for lease in leases or await claim(storage)] == [job.id]
+        assert (await stored(storage, job.id)).attempt == 1
+
+    async def test_what_another_worker_claimed_between_a_failed_commit_and_its_repetition_is_not_given_twice(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its leases have the very numbers that the failed claim would have had."""
+        commits = FailingCommits(monkeypatch)
+        storage = await backend.worker()
+        [job] = await backend.added(storage)
+        with contextlib.closing(sqlite3.connect(backend.url, isolation_level=None, check_same_thread=False)) as another:
+            seq = another.execute("SELECT seq FROM durableq_jobs").fetchone()[0]
+            taken = {"seqs": json.dumps([seq]), "worker_id": 77, "now": 0}
+            commits.afterwards = lambda: another.execute(SQL["take"], taken)
+            commits.count = 1
+            request = ClaimRequest(("default",), (Lane("loop", (WORK,), 1),))
+            assert (await storage.exchange([], request)).leases == []
+            assert another.execute("SELECT worker_id, lease_no FROM durableq_jobs").fetchall() == [(77, 1)]
         assert (await stored(storage, job.id)).attempt == 1
 
 

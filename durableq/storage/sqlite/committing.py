@@ -14,6 +14,7 @@ from durableq.errors import InvariantBroken, OutcomeUnknown
 from durableq.storage.sqlite.connection import begin, is_fatal, is_full
 from durableq.storage.sqlite.group import (
     Effects,
+    Exchange,
     GroupRunner,
     Irregular,
     Operation,
@@ -81,8 +82,9 @@ class Committer:
             begin(self._connection)
             answers, effects = self._run(without_claims(group))
             for number, leases in claimed.items():
-                if not isinstance(answers[number], Exception):
-                    answers[number] = answers[number][0], still_held(self._connection, leases)
+                claim = group[number]
+                if isinstance(claim, Exchange) and not isinstance(answers[number], Exception):
+                    answers[number] = answers[number][0], still_held(self._connection, leases, claim.worker_id)
             effects.made_work |= bool(claimed)
             self._connection.execute("COMMIT")
         except (sqlite3.Error, Irregular, InvariantBroken) as error:

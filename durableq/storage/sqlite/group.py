@@ -430,10 +430,14 @@ def claimed_by(group: Sequence[Operation], answers: Sequence[Any]) -> dict[int, 
     }
 
 
-def still_held(connection: sqlite3.Connection, leases: str) -> str:
-    """Return those of the leases that hold, as JSON too."""
-    lost = set(json.loads(connection.execute(SQL["lost_leases"], {"outcomes": leases}).fetchone()[0]))
-    return json.dumps([lease for lease in json.loads(leases) if lease[0] not in lost])
+def still_held(connection: sqlite3.Connection, leases: str, worker_id: int) -> str:
+    """Return those of a worker's leases that hold, as JSON too.
+
+    Whose they are matters: if the claim was not stored, another worker may have got the same numbers since.
+    """
+    found = connection.execute(SQL["leases_of_worker"], {"worker_id": worker_id})
+    held = {(seq, lease_no) for seq, lease_no, *_ in found}
+    return json.dumps([lease for lease in json.loads(leases) if (lease[0], lease[1]) in held])
 
 
 def without_claims(group: Iterable[Operation]) -> list[Operation]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Sequence
-from datetime import timedelta
 from typing import Any, Final
 
 from durableq.clock import EPOCH, SECOND, Clock
@@ -186,11 +185,12 @@ class Looking:
         )
 
     async def tallies(
-        self, since: int, step: timedelta, *, ways: Sequence[Collection[SummedBy]], queue: str | None, task: str | None
+        self, steps: range, *, ways: Sequence[Collection[SummedBy]], queue: str | None, task: str | None
     ) -> list[list[Tally]]:
         values = {
-            "since": since // SECOND,
-            "step": int(step.total_seconds()),
+            "since": steps.start,
+            "until": steps[-1] + steps.step,  # a clock that was ahead may have counted beyond
+            "step": steps.step,
             "queue": queue,
             "task": task,
             "ways": json.dumps([sum(_TOLD_APART[one] for one in way) for way in ways]),

@@ -524,7 +524,8 @@ ORDER BY kind.number DESC, kind.last_at DESC;
 WITH summed AS MATERIALIZED (
     SELECT at / :step * :step AS begin, queue, task, measure, bucket, sum(count) AS number
     FROM durableq_tallies
-    WHERE at >= :since AND (:queue IS NULL OR queue = :queue) AND (:task IS NULL OR task = :task)
+    WHERE at >= :since AND at < :until
+        AND (:queue IS NULL OR queue = :queue) AND (:task IS NULL OR task = :task)
     GROUP BY begin, queue, task, measure, bucket
 )
 SELECT way.key, iif(way.value & 1, begin, :since) AS of_step, iif(way.value & 2, queue, '') AS of_queue,

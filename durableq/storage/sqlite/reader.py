@@ -8,19 +8,19 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
 import aiosqlite
 
-from durableq.errors import QueueNotRunning
+from durableq.errors import DurableQError, QueueNotRunning
 from durableq.storage.sqlite.connection import Location, readable, translated
 
 _CONNECTIONS: Final = 2
 _BUSY_SECONDS: Final = 5.0
 _CLOSING_SECONDS: Final = 0.25
-"""How long the end waits for what is being read, or was given up."""
+"""How long the end waits for what is being read, and then for what it has interrupted."""
 _LOOK_SECONDS: Final = 0.005
 
 
@@ -34,22 +34,24 @@ class Reader:
         self._at_work: set[aiosqlite.Connection] = set()
         self._left: list[aiosqlite.Connection] = []
         self._is_closed = False
+        self._is_over = False
+        """Whether it is so long closed that nothing is read to its end."""
 
     async def fetch(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
         """Return all rows of one statement. Raises `StorageError`, and `QueueNotRunning` once it is closed."""
         async with self._slots:
-            if self._is_closed:
-                raise QueueNotRunning(f"the queue on {self._location.path} is not running")
+            self._refuse(self._is_closed)
             connection = self._idle.pop() if self._idle else self._new()
             self._at_work.add(connection)
             try:
                 if connection._connection is None:
                     await _open(connection)
+                    self._refuse(self._is_over)
                 rows = await connection.execute_fetchall(sql, dict(values or {}))
             except BaseException as error:
                 self._leave(connection)  # also when cancelled while it opens: nobody else would close it
                 if isinstance(error, sqlite3.Error):
-                    raise translated(error, self._location) from error
+                    raise self._told(error) from error
                 raise
             finally:
                 self._at_work.discard(connection)
@@ -57,18 +59,38 @@ class Reader:
             return list(rows)
 
     async def close(self) -> None:
-        """End all connections. What is being read has a moment to come to its end."""
+        """End all connections. What is being read has a moment to come to its end, and is interrupted then.
+
+        Waits for their threads, which have an answer to give to the event loop: it may be closed after us.
+        Cancelled, it interrupts them and waits no longer.
+        """
         self._is_closed = True
         while self._idle:
-            await self._idle.pop().close()
-        # Threads have an answer to give to the event loop, which may be closed after us.
+            self._leave(self._idle.pop())
+        try:
+            await self._wait_for_threads(lambda: self._busy())
+        finally:
+            self._is_over = True
+            for connection in self._at_work:
+                _interrupt(connection)
+        await self._wait_for_threads(lambda: [*self._at_work, *self._busy()])
+
+    async def _wait_for_threads(self, in_vain: Callable[[], Iterable[aiosqlite.Connection]]) -> None:
+        """Wait a moment for all of them. What is ``in_vain`` is interrupted, again and again: it may begin late."""
         give_up = time.monotonic() + _CLOSING_SECONDS
         while (self._at_work or self._busy()) and time.monotonic() < give_up:
-            for connection in self._busy():
-                _interrupt(connection)  # again: it may have begun only now
+            for connection in in_vain():
+                _interrupt(connection)
             await asyncio.sleep(_LOOK_SECONDS)
-        for connection in self._at_work:
-            _interrupt(connection)
+
+    def _refuse(self, when: bool) -> None:
+        if when:
+            raise QueueNotRunning(f"the queue on {self._location.path} is not running")
+
+    def _told(self, error: sqlite3.Error) -> DurableQError:
+        if self._is_over and getattr(error, "sqlite_errorname", "") == "SQLITE_INTERRUPT":
+            return QueueNotRunning(f"the queue on {self._location.path} has stopped while it was read")
+        return translated(error, self._location)
 
     def _new(self) -> aiosqlite.Connection:
         uri = f"file:{quote(str(self._location.path))}?mode=ro"

@@ -112,8 +112,10 @@ class SqliteStorage(Looking, Mending):
         writer.unwatch(self)
         self._watchers.clear()
         self._doorbells.take_down()
-        await self._reader.close()
-        release_writer(writer)
+        try:
+            await self._reader.close()
+        finally:  # nobody else would
+            release_writer(writer)
         if writer.is_closing:
             await asyncio.wrap_future(writer.closed)
 
