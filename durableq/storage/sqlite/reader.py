@@ -21,7 +21,7 @@ _CONNECTIONS: Final = 2
 _BUSY_SECONDS: Final = 5.0
 _CLOSING_SECONDS: Final = 0.25
 """How long the end waits for what is being read, and then for what it has interrupted."""
-_LOOK_SECONDS: Final = 0.005
+_LOOK_SECONDS: Final = 0.001
 
 
 class Reader:
