@@ -149,7 +149,7 @@ def _adds(port: int) -> list[float]:
         due = began + number / ADDS_PER_SECOND
         if due - began > SOAK_SECONDS:
             break
-        time.sleep(max(due - time.perf_counter(), 0))  # at a steady rate, whatever an answer takes
+        time.sleep(max(due - time.perf_counter(), 0))  # a fixed rate: else slow answers would be counted less often
         sent = time.perf_counter()
         connection.request("POST", "/add", headers={"Content-Length": "0"})
         if connection.getresponse().read() == b"":

@@ -60,66 +60,78 @@ class Place(Protocol):
     def base(self, request: Request) -> str: ...
 
 
-def route_class(site: Place) -> type[APIRoute]:
-    """Return the class of the routes of a site."""
-    body_limit = _FORM_FLOOR + _ESCAPED * site.dq.settings.max_payload_bytes
+class DashboardRoute(APIRoute):
+    """A route whose every answer is a page, or the file of one."""
 
-    class DashboardRoute(APIRoute):
-        def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-            site.learn(endpoint, path)
-            super().__init__(path, endpoint, **options)
+    place: Place
 
-        def get_route_handler(self) -> Handler:
-            handle = super().get_route_handler()
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        self.place.learn(endpoint, path)
+        self._body_limit = _FORM_FLOOR + _ESCAPED * self.place.dq.settings.max_payload_bytes
+        super().__init__(path, endpoint, **options)
 
-            async def handle_in_words(request: Request) -> Response:
-                try:
-                    return await handle(request)
-                except (Refused, RequestValidationError, DurableQError) as error:
-                    refused = in_words(error)
-                    if refused is None:
-                        raise
-                    return error_page(site, request, refused)
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
 
-            return handle_in_words
-
-        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            answer = Answer(send, PAGE_HEADERS, may_differ=True)
+        async def handle_in_words(request: Request) -> Response:
             try:
-                await super().handle(scope, at_most(body_limit, receive, _too_much), answer)
-            except HTTPException as error:  # a method that the route does not have
-                if answer.has_begun:
+                return await handle(request)
+            except (Refused, RequestValidationError, DurableQError) as error:
+                refused = in_words(error)
+                if refused is None:
                     raise
-                page = error_page(site, Request(scope), _no_such_action(error))
-                page.headers.update(error.headers or {})
-                await page(scope, receive, answer)
-            except Exception as error:
-                # The server, and what tracks errors in it, hear of it as of any other; the reader sees no details.
-                if not answer.has_begun:
-                    page = error_page(site, Request(scope), _defect(error))
-                    await page(scope, receive, answer)
+                return error_page(self.place, request, refused)
+
+        return handle_in_words
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = Answer(send, PAGE_HEADERS, may_differ=True)
+        try:
+            await super().handle(scope, at_most(self._body_limit, receive, _too_much), answer)
+        except HTTPException as error:  # a method that the route does not have
+            if answer.has_begun:
                 raise
+            page = error_page(self.place, Request(scope), _no_such_action(error))
+            page.headers.update(error.headers or {})
+            await page(scope, receive, answer)
+        except Exception as error:
+            # The server, and what tracks errors in it, hear of it as of any other; the reader sees no details.
+            if not answer.has_begun:
+                page = error_page(self.place, Request(scope), _defect(error))
+                await page(scope, receive, answer)
+            raise
 
-    return DashboardRoute
 
-
-def unknown_route_class(site: Place) -> type[APIRoute]:
-    """Return the class of a route for all paths below the mount that nothing else answers.
+class UnknownRoute(DashboardRoute):
+    """A route for all paths below the mount that nothing else answers.
 
     It gives way to every other route, of the application too, wherever that stands. It is also for the mount without
     its slash: Starlette would send that to an address without the prefix that a proxy has taken away.
     """
 
-    known: Any = route_class(site)
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        if match is Match.NONE and scope["type"] == "http":
+            match, found = super().matches({**scope, "path": f"{scope['path']}/"})
+        return (Match.PARTIAL if match is Match.FULL else match), found
 
-    class UnknownRoute(known):  # type: ignore[misc]  # mypy knows no bases that are made while it runs
-        def matches(self, scope: Scope) -> tuple[Match, Scope]:
-            match, found = super().matches(scope)
-            if match is Match.NONE and scope["type"] == "http":
-                match, found = super().matches({**scope, "path": f"{scope['path']}/"})
-            return (Match.PARTIAL if match is Match.FULL else match), found
 
-    return UnknownRoute
+def route_class(site: Place) -> type[DashboardRoute]:
+    """Return the class of the routes of a site."""
+
+    class RouteOfThisSite(DashboardRoute):
+        place = site
+
+    return RouteOfThisSite
+
+
+def unknown_route_class(site: Place) -> type[UnknownRoute]:
+    """Return the class of the one route of a site that answers what no other does."""
+
+    class UnknownRouteOfThisSite(UnknownRoute):
+        place = site
+
+    return UnknownRouteOfThisSite
 
 
 def in_words(error: Exception) -> Refused | None:

@@ -124,6 +124,15 @@ class Application:
         assert answer.status_code == 200, answer.text
         return Page(answer.text)
 
+    def get_broken(self, path: str) -> Any:
+        """Ask for a page that has a defect, and return what the server answers before the defect comes up to it.
+
+        The test client would raise the defect instead.
+        """
+        server = TestClient(self.client.app, str(self.client.base_url), raise_server_exceptions=False)
+        server.portal = self.client.portal  # the queue runs on that event loop
+        return server.get(f"{self.prefix}{path}", headers={"X-User": "anna"})
+
     def send_form(self, form: SentForm, *, who: str = "anna", **changed: str) -> Any:
         """Press the button of a form. The redirect that answers is not followed."""
         fields = dict(form.fields) | changed

@@ -365,8 +365,7 @@ def test_a_defect_is_a_page_that_tells_nothing_of_the_inside(
         raise defect
 
     monkeypatch.setattr(site.dq, "queues", broken)
-    site.client._transport.raise_server_exceptions = False  # type: ignore[attr-defined]  # set before the site is known
-    answer = site.get("/queues")
+    answer = site.get_broken("/queues")
     assert answer.status_code == 500
     assert "secret" not in answer.text
     found = re.search(r"under the id ([0-9a-f]{16})", answer.text)

@@ -136,15 +136,21 @@ class Site:
         return [(entry.who, entry.action) for entry in self.audit_trail(job)]
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    dq = DurableQ(tmp_path / "app.db", threads=4, grace=0.5)
+@contextlib.contextmanager
+def serving(dq: DurableQ) -> Iterator[Site]:
+    """An application with the admin routes of a queue, running."""
     app = FastAPI(lifespan=dq.lifespan)
     app.include_router(admin_router(dq, auth=Depends(account)), prefix="/admin")
     with TestClient(app) as client:
         running = Site(client, dq)
         yield running
         running.release.set()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with serving(DurableQ(tmp_path / "app.db", threads=4, grace=0.5)) as running:
+        yield running
 
 
 # -- who may -------------------------------------------------------------------------------------------------
@@ -613,10 +619,7 @@ def test_an_edit_without_an_object_of_arguments_is_refused(site: Site, body: Any
 
 def test_edited_arguments_over_the_limit_are_refused(tmp_path: Path) -> None:
     dq = DurableQ(tmp_path / "app.db", max_payload_bytes=1_000)
-    app = FastAPI(lifespan=dq.lifespan)
-    app.include_router(admin_router(dq, auth=Depends(account)), prefix="/admin")
-    with TestClient(app) as client:
-        site = Site(client, dq)
+    with serving(dq) as site:
         job = site.dead_letter()
         response = site.post(f"/jobs/{job.id}/edit", {"args": {"email": "good" + "x" * 1_000}})
         assert response.status_code == 422
@@ -643,10 +646,7 @@ def test_arguments_that_are_encrypted_with_a_key_of_others_cannot_be_edited(tmp_
     job = maker.add_task_sync(send, "bad@example.org")
     dq = DurableQ(tmp_path / "app.db", worker=False)
     dq.task(name="send")(send)
-    app = FastAPI(lifespan=dq.lifespan)
-    app.include_router(admin_router(dq, auth=Depends(account)), prefix="/admin")
-    with TestClient(app) as client:
-        site = Site(client, dq)
+    with serving(dq) as site:
         assert site.post(f"/jobs/{job.id}/cancel").status_code == 200
         response = site.call(MENDING[0], job.id)
         assert response.status_code == 409
@@ -668,10 +668,7 @@ def test_arguments_of_a_task_that_this_app_does_not_know_cannot_be_edited(tmp_pa
     job = maker.add_task_sync(elsewhere, "bad@example.org")
     forget_schemas(tmp_path)
     dq = DurableQ(tmp_path / "app.db")
-    app = FastAPI(lifespan=dq.lifespan)
-    app.include_router(admin_router(dq, auth=Depends(account)), prefix="/admin")
-    with TestClient(app) as client:
-        site = Site(client, dq)
+    with serving(dq) as site:
         assert site.post(f"/jobs/{job.id}/cancel").status_code == 200
         response = site.call(MENDING[0], job.id)
         assert response.status_code == 409

@@ -7,7 +7,7 @@ The jobs are of all kinds and states, with texts as long and strange as they com
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]  # it has none
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]  # the package has no type hints
 from playwright.sync_api import Page
 
 from tests.dashboard.browser.conftest import PATIENCE, Enter, Served, Theme
