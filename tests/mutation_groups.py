@@ -104,7 +104,7 @@ GROUPS = (
     ),
     Group(
         "writing",
-        [f"storage.sqlite.{name}" for name in ("group", "inbox", "checkpoint", "versions")],
+        [f"storage.sqlite.{name}" for name in ("group", "operation", "inbox", "checkpoint", "versions")],
         WRITER_TESTS,
     ),
 )

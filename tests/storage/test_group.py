@@ -10,17 +10,8 @@ import pytest
 from durableq.models import PLAIN, Failure, JobExtras, Lease, Outcome, Released, Retried
 from durableq.storage.sqlite import schema
 from durableq.storage.sqlite.connection import Location, connect
-from durableq.storage.sqlite.group import (
-    LOOKED_FOR,
-    Addition,
-    Effects,
-    Exchange,
-    GroupRunner,
-    Insert,
-    Operation,
-    Transact,
-    make_insert,
-)
+from durableq.storage.sqlite.group import LOOKED_FOR, Effects, GroupRunner
+from durableq.storage.sqlite.operation import Addition, Exchange, Insert, Operation, Transact, make_insert
 from durableq.storage.sqlite.replies import NoReply
 from durableq.storage.sqlite.rows import leases_from_json
 from durableq.storage.sqlite.settling import settlement_of

@@ -13,8 +13,9 @@ from durableq.models import JobExtras, Succeeded
 from durableq.storage.sqlite import checkpoint, versions
 from durableq.storage.sqlite.checkpoint import CHECKPOINT_PAGES, WAL_ALARM_BYTES, Checkpointer
 from durableq.storage.sqlite.connection import Location, connect
-from durableq.storage.sqlite.group import LOOKED_FOR, Effects, Operation, claimed_by, still_held
+from durableq.storage.sqlite.group import LOOKED_FOR, Effects, claimed_by, still_held
 from durableq.storage.sqlite.inbox import GROUP_WEIGHT, Inbox
+from durableq.storage.sqlite.operation import Operation
 from durableq.storage.sqlite.rows import leases_from_json
 from tests.storage.support import DONE
 from tests.storage.test_group import Groups

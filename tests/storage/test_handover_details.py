@@ -15,8 +15,8 @@ from durableq.errors import (
 )
 from durableq.storage.sqlite import handover, host
 from durableq.storage.sqlite.doorbells import Doorbells
-from durableq.storage.sqlite.group import Addition, Insert, Operation, make_insert
 from durableq.storage.sqlite.handover import TOGETHER, HandOver
+from durableq.storage.sqlite.operation import Addition, Insert, Operation, make_insert
 from durableq.storage.sqlite.writer import Writer
 from tests.storage.support import Backend
 from tests.storage.test_one_writer import Answer, rarer

@@ -18,7 +18,7 @@ from durableq.storage.sqlite import writer as writing
 from durableq.storage.sqlite.connection import (
     Location,
 )
-from durableq.storage.sqlite.group import Transact
+from durableq.storage.sqlite.operation import Transact
 from durableq.storage.sqlite.replies import LoopCalls
 from durableq.storage.sqlite.sharing import acquire_writer, giving_way, release_writer, turns_of
 from durableq.storage.sqlite.writer import Writer

@@ -16,7 +16,7 @@ from durableq.errors import JobNotFound, NotStored, StorageBusy
 from durableq.models import Job, JobState, Lease, Outcome
 from durableq.storage.protocol import Conflicts, Storage
 from durableq.storage.sqlite import inbox, writer
-from durableq.storage.sqlite.group import Operation
+from durableq.storage.sqlite.operation import Operation
 from durableq.testing import ManualClock
 from tests.storage.faults import record_statements, write_lock, write_lock_elsewhere
 from tests.storage.support import DEAD, DONE, HEARTBEAT, LEASE, Backend, claim, runs_again, settle, stored

@@ -14,21 +14,20 @@ from durableq.models import (
     Lease,
 )
 from durableq.storage.sqlite import statements, versions
-from durableq.storage.sqlite.group import (
+from durableq.storage.sqlite.group import Effects, without_claims
+from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, GROUP_WEIGHT, IMPATIENT_SECONDS, WAITING_BYTES, Inbox
+from durableq.storage.sqlite.liveness import LEASES_REMEMBERED, LeaseNumbers
+from durableq.storage.sqlite.operation import (
     HEAVY,
     ROW_OVERHEAD_BYTES,
     Addition,
-    Effects,
     Exchange,
     Insert,
     Operation,
     Transact,
     answer,
     make_insert,
-    without_claims,
 )
-from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, GROUP_WEIGHT, IMPATIENT_SECONDS, WAITING_BYTES, Inbox
-from durableq.storage.sqlite.liveness import LEASES_REMEMBERED, LeaseNumbers
 from durableq.storage.sqlite.replies import FutureReply, LoopCalls, NoReply, ThreadReply
 from durableq.storage.sqlite.settling import (
     NOTHING,

@@ -29,9 +29,10 @@ from durableq.storage.sqlite.connection import (
     Location,
     connect,
 )
-from durableq.storage.sqlite.group import Addition, GroupRunner, Insert, Operation, Transact, make_insert
+from durableq.storage.sqlite.group import GroupRunner
 from durableq.storage.sqlite.inbox import Inbox
 from durableq.storage.sqlite.lookout import Listener
+from durableq.storage.sqlite.operation import Addition, Insert, Operation, Transact, make_insert
 from durableq.storage.sqlite.replies import NoReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
 from durableq.storage.sqlite.writer import GAP_SECONDS, Writer

@@ -12,16 +12,8 @@ from typing import Any
 
 from durableq.errors import InvariantBroken, OutcomeUnknown
 from durableq.storage.sqlite.connection import begin, is_fatal, is_full
-from durableq.storage.sqlite.group import (
-    Effects,
-    Exchange,
-    GroupRunner,
-    Irregular,
-    Operation,
-    claimed_by,
-    still_held,
-    without_claims,
-)
+from durableq.storage.sqlite.group import Effects, GroupRunner, Irregular, claimed_by, still_held, without_claims
+from durableq.storage.sqlite.operation import Exchange, Operation
 
 logger = logging.getLogger("durableq.storage")
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from durableq.errors import NotStored
 from durableq.models import JobState
-from durableq.storage.sqlite.group import HEAVY, Addition, Operation, make_insert
+from durableq.storage.sqlite.operation import HEAVY, Addition, Operation, make_insert
 from durableq.storage.sqlite.replies import LoopCalls
 from durableq.storage.sqlite.writer import Writer
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from durableq.errors import StorageBusy
-from durableq.storage.sqlite.group import Insert, Operation
+from durableq.storage.sqlite.operation import Insert, Operation
 
 BEGIN_WITHIN_SECONDS: Final = 5.0
 """An operation whose transaction has not begun after this long is removed: "not stored"."""

@@ -42,12 +42,12 @@ from durableq.storage.sqlite import host, insertion, payloads, rows, settling, t
 from durableq.storage.sqlite.checkpoint import WAL_ALARM_BYTES
 from durableq.storage.sqlite.connection import Location, size_of
 from durableq.storage.sqlite.doorbells import Doorbells
-from durableq.storage.sqlite.group import Addition, Exchange, Transact, make_insert
 from durableq.storage.sqlite.handover import HandOver
 from durableq.storage.sqlite.liveness import LeaseNumbers, Liveness, Renewal, Watch
 from durableq.storage.sqlite.looking import Looking
 from durableq.storage.sqlite.lookout import Listener
 from durableq.storage.sqlite.mending import Mending
+from durableq.storage.sqlite.operation import Addition, Exchange, Transact, make_insert
 from durableq.storage.sqlite.reader import Reader
 from durableq.storage.sqlite.replies import FutureReply, Later, Reply, ThreadReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer

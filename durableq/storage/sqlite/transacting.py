@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from durableq.errors import QueueNotRunning
 from durableq.storage.sqlite.connection import Location
-from durableq.storage.sqlite.group import Transact
 from durableq.storage.sqlite.handover import HandOver
+from durableq.storage.sqlite.operation import Transact
 from durableq.storage.sqlite.replies import FutureReply
 from durableq.storage.sqlite.writer import Writer
 

@@ -43,15 +43,10 @@ from durableq.storage.sqlite.connection import (
     prepare_file,
     translated,
 )
-from durableq.storage.sqlite.group import (
-    Addition,
-    GroupRunner,
-    Insert,
-    Operation,
-    answer,
-)
+from durableq.storage.sqlite.group import GroupRunner
 from durableq.storage.sqlite.inbox import BEGIN_WITHIN_SECONDS, IMPATIENT_SECONDS, Inbox
 from durableq.storage.sqlite.lookout import LOOK_SECONDS, Listener, Lookout
+from durableq.storage.sqlite.operation import Addition, Insert, Operation, answer
 from durableq.storage.sqlite.replies import LoopCalls
 
 logger = logging.getLogger("durableq.storage")
