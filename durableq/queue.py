@@ -8,7 +8,6 @@ import asyncio
 import builtins
 import contextlib
 import dataclasses
-import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -16,15 +15,16 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import Any, Final, ParamSpec, TypeVar, Unpack, cast, overload
 
 from durableq import outbox
 from durableq.adding import Adding, Call, all_added, check_bulk
 from durableq.clock import Clock, SystemClock
 from durableq.context import AsyncTaskClass, TaskClass
+from durableq.declarations import Declarations
 from durableq.encryption import KeyRing, chosen_ring, opened
-from durableq.engine.hooks import ExceptionHandler, Hooks, Middleware
-from durableq.errors import ConfigurationError, QueueNotRunning, near
+from durableq.engine.hooks import Hooks
+from durableq.errors import ConfigurationError, QueueNotRunning
 from durableq.events import Emitter
 from durableq.health import Health, examine
 from durableq.jobs import JobMaker
@@ -33,10 +33,9 @@ from durableq.models import Job, JobState, Lease
 from durableq.names import root_of_caller
 from durableq.observability.logs import log_events
 from durableq.operations import Operations
-from durableq.options import QueueSettings, RegistrationSettings, queue_options
-from durableq.registry import AnyTask, Registry, Task
+from durableq.options import QueueSettings, queue_options
+from durableq.registry import Registry
 from durableq.results import returned, why_cancelled, why_dead
-from durableq.retry import RetryPolicy
 from durableq.secret_names import also_redact
 from durableq.storage import storage_factory
 from durableq.storage.protocol import Conflicts, Storage
@@ -44,10 +43,6 @@ from durableq.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
-E = TypeVar("E", bound=BaseException)
-M = TypeVar("M", bound=Middleware)
-
-logger = logging.getLogger("durableq")
 
 STATE_KEY: Final = "durableq"
 """Where a lifespan leaves its queues in the state of requests."""
@@ -60,22 +55,7 @@ start_up_hooks: Final[list[StartUpHook]] = []
 """Checks of integrations: `durableq.fastapi` adds its own when it is imported."""
 
 
-class RegisterTask(Protocol):
-    """What ``@dq.task(...)`` gives: makes a function, or a class with a ``run``, a task of the same signature."""
-
-    @overload
-    def __call__(self, cls: type[TaskClass[P, R]], /) -> Task[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
-
-
-class RegisterHandler(Protocol[E]):
-    """What ``@dq.exception_handler(kind)`` gives: takes a handler of that kind, and hands it back as it is."""
-
-    def __call__(self, handler: Callable[[Job[Any], E], R], /) -> Callable[[Job[Any], E], R]: ...
-
-
-class DurableQ(Operations):
+class DurableQ(Declarations, Operations):
     """A durable task queue in one database file.
 
     ``url_or_path`` names the SQLite file; it is created (mode 0600) when the queue first starts. ``task_modules``
@@ -113,89 +93,6 @@ class DurableQ(Operations):
 
     def __repr__(self) -> str:
         return f"<DurableQ {self._name!r}>"
-
-    # -- tasks ---------------------------------------------------------------------------------------------
-
-    @overload
-    def task(self, cls: type[TaskClass[P, R]], /) -> Task[P, R]: ...
-    @overload
-    def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
-    @overload
-    def task(
-        self,
-        fn: None = None,
-        /,
-        *,
-        name: str | None = None,
-        aliases: Sequence[str] = (),
-        **options: Unpack[RegistrationSettings],
-    ) -> RegisterTask: ...
-    def task(
-        self,
-        fn: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: str | None = None,
-        aliases: Sequence[str] = (),
-        **options: Unpack[RegistrationSettings],
-    ) -> Any:
-        """Register a task, with options: ``@dq.task`` or ``@dq.task(max_attempts=3)``.
-
-        A function, or a class with a method ``run`` and options as attributes. ``name`` replaces the derived
-        ``module:qualname``, and allows a function that is not at module level. ``aliases`` are names it had before:
-        jobs stored under them run as this task. `durableq.options.TaskOptions` tells the options. Raises
-        `InvalidTask` for what cannot be found again after a restart, `ConfigurationError` for an option that cannot
-        be right and for a second task of one name.
-        """
-
-        def register(function: Callable[..., Any]) -> AnyTask:
-            given = cast("Mapping[str, Any]", options)
-            task = self._registry.register(function, name=name, aliases=aliases, options=given)
-            if task.settings.on_success is not None:
-                self._hooks.expect_successes()
-            return task
-
-        return register if fn is None else register(fn)
-
-    def retry_policy(self, name: str, **strategies: Any) -> RetryPolicy:
-        """Declare a retry policy by a name that a job's row can hold: for ``send.options(retry=gentle)``.
-
-        Takes the fields of `RetryPolicy`. Declare it where the worker imports it too. Raises `ConfigurationError`.
-        """
-        known = {field.name for field in dataclasses.fields(RetryPolicy)} - {"name"}
-        for word in strategies:
-            if word not in known:
-                raise ConfigurationError(f"unknown option {word!r} of a retry policy{near(word, known)}")
-        policy = RetryPolicy(**strategies, name=name)
-        self._registry.declare_policy(policy)
-        return policy
-
-    def exception_handler(self, kind: type[E]) -> RegisterHandler[E]:
-        """Call the decorated ``handler(job, error)`` for failures of any task by this exception type.
-
-        For every failed attempt (``job.state`` is then scheduled or queued) and for every death (dead), once it is
-        stored. The handler of the nearest type is taken, as in FastAPI. What it raises is logged.
-        """
-
-        def register(handler: Callable[[Job[Any], E], R], /) -> Callable[[Job[Any], E], R]:
-            self._hooks.handle(kind, cast("ExceptionHandler", handler))
-            return handler
-
-        return register
-
-    def middleware(self, function: M) -> M:
-        """Run the decorated async generator around every attempt: ``async def timed(job): ...; yield; ...``.
-
-        ``job`` is what `current_job` gives; its ``headers`` may be read, and added to for follow-up jobs. An
-        exception of the attempt is thrown in at the ``yield``; it cannot be hidden. What the middleware raises itself
-        fails the attempt. The first registered stands outermost.
-        """
-        self._hooks.wrap(function)
-        return function
-
-    def find_task(self, name: str) -> AnyTask | None:
-        """Return the task of a stored name, or None when this app does not offer it."""
-        return self._registry.find(name)
 
     # -- adding --------------------------------------------------------------------------------------------
 
