@@ -161,7 +161,7 @@ async def test_a_job_that_follows_soon_takes_the_end_of_the_one_before_along(
 async def test_the_end_of_a_job_that_somebody_waits_for_waits_for_nobody(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durableq.worker._LINGER_SECONDS", 5.0)
+    monkeypatch.setattr("durableq.engine.exchanger._LINGER_SECONDS", 5.0)
     dq = DurableQ(database)
     dq.task(name="echo")(echo)
     async with dq.running():

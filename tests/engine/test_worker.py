@@ -252,7 +252,7 @@ async def test_what_was_claimed_just_before_the_stop_is_handed_back_and_not_begu
     await dq.add_task(work)
     await is_claimed.wait()
     stopping = asyncio.ensure_future(dq.stop())
-    await eventually(lambda: worker._is_stopping)
+    await eventually(lambda: worker._exchanger.is_stopping)
     may_come_back.set()
     await stopping
     assert began == []
