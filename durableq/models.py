@@ -17,6 +17,9 @@ from durableq.clock import to_datetime
 
 R_co = TypeVar("R_co", covariant=True)
 
+LARGEST_NUMBER: Final = 2**63 - 2
+"""The largest limit or cursor that people may ask with: a column holds one more, and one more is looked for."""
+
 
 class JobState(StrEnum):
     """Where a job is in its life. The last three are *finished*."""

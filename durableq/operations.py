@@ -17,7 +17,7 @@ from durableq.encryption import KEY_MISSING, CannotOpen, KeyRing, Rotation, is_s
 from durableq.errors import ConfigurationError, JobNotFound
 from durableq.history import History, SummedBy, history_of, steps_of
 from durableq.life import Life
-from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, LogLine, Page
+from durableq.models import LARGEST_NUMBER, Attempt, AuditEntry, Job, JobFilter, JobState, LogLine, Page
 from durableq.options import QueueOptions
 from durableq.registry import Registry
 from durableq.reports import AuditPage, Count, DeadLetterReport, QueueReport, TaskReport, WorkerReport
@@ -65,6 +65,7 @@ class Operations:
         `ConfigurationError` for a ``limit`` or ``look_at`` of less than 1.
         """
         _require(1, limit=limit, look_at=look_at)
+        _require(0, cursor=cursor)
         return await self._storage_here().find(where or JobFilter(), cursor=cursor, limit=limit, look_at=look_at)
 
     async def count(self, where: JobFilter, *, look_at: int) -> Count:
@@ -137,6 +138,7 @@ class Operations:
     async def audit(self, *, cursor: int | None = None, limit: int = 100) -> AuditPage:
         """Return what people did to any job or queue, the latest first. A ``limit`` is 1 or more."""
         _require(1, limit=limit)
+        _require(0, cursor=cursor)
         return await self._storage_here().audit(cursor=cursor, limit=limit)
 
     # -- by hand -------------------------------------------------------------------------------------------
@@ -288,7 +290,9 @@ def id_of(job_or_id: Job[Any] | str) -> str:
 
 
 def _require(least: int, **numbers: int | None) -> None:
-    """Refuse what a statement would take for something else: to SQLite a negative limit is none."""
+    """Refuse what a statement would take for something else, or not at all: to SQLite a negative limit is none."""
     for name, number in numbers.items():
         if number is not None and number < least:
             raise ConfigurationError(f"expected {name} to be {least} or more, got {number}")
+        if number is not None and number > LARGEST_NUMBER:
+            raise ConfigurationError(f"expected {name} to be at most {LARGEST_NUMBER}, got {number}")

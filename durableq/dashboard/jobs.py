@@ -15,7 +15,7 @@ from durableq.dashboard.filters import LONGEST_TEXT, Problem, Search, read_query
 from durableq.dashboard.site import Site, Visit
 from durableq.fastapi.admin_models import JobList
 from durableq.fastapi.showing import SecretFilter, refuse_secret_filters, secrets_of
-from durableq.models import JobFilter, JobState, Page
+from durableq.models import LARGEST_NUMBER, JobFilter, JobState, Page
 from durableq.queue import DurableQ
 
 PAGE: Final = 50
@@ -24,10 +24,9 @@ LOOK_AT: Final = 20_000
 COUNTED: Final = 10_000
 _SUGGESTED: Final = 200
 """So many names of tasks are suggested."""
-_LARGEST_INTEGER: Final = 2**63 - 1
 _FORM_ONLY: Final = frozenset({"arg_name", "arg_value"})
 
-Cursor = Annotated[int | None, Query(ge=1, le=_LARGEST_INTEGER)]
+Cursor = Annotated[int | None, Query(ge=1, le=LARGEST_NUMBER)]
 
 
 def add(router: APIRouter, site: Site) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from durableq.dashboard.pages import duration, in_bytes
 from durableq.dashboard.site import Site, Visit
 from durableq.errors import QueueNotRunning
-from durableq.models import AuditEntry
+from durableq.models import LARGEST_NUMBER, AuditEntry
 from durableq.options import QueueOptions
 from durableq.queue import DurableQ
 from durableq.redaction import HIDDEN, Redactor, one_line
@@ -23,7 +23,6 @@ from durableq.version import __version__
 
 ENTRIES: Final = 50
 """Of the audit trail, on one page."""
-_LARGEST_INTEGER: Final = 2**63 - 1
 _LIBRARIES: Final = ("fastapi", "starlette", "pydantic", "uvicorn")
 _ARGUMENTS: Final = frozenset({"args_before", "args_after"})
 _DONE: Final = {
@@ -72,7 +71,7 @@ def add(router: APIRouter, site: Site) -> None:
     @router.get("/system")
     async def show_system(
         visit: Annotated[Visit, Depends(site.reader)],
-        cursor: Annotated[int | None, Query(ge=1, le=_LARGEST_INTEGER)] = None,
+        cursor: Annotated[int | None, Query(ge=1, le=LARGEST_NUMBER)] = None,
     ) -> Response:
         trail = await _trail(dq, cursor)
         return visit.page(

@@ -23,19 +23,17 @@ from durableq.fastapi.following import Seen, follow
 from durableq.fastapi.principals import NAME_CHARACTERS, WRITE, WRITE_WITH_BODY, Allowed, Principal
 from durableq.fastapi.showing import Secrets, as_stored, secrets_of, what_is_wrong
 from durableq.fastapi.streaming import EventStream, Seats, stream_answers
-from durableq.models import Job, JobFilter
+from durableq.models import LARGEST_NUMBER, Job, JobFilter
 from durableq.placeholders import PlaceholderSent
 from durableq.queue import DurableQ
 from durableq.redaction import Redactor, cleaned
 
-LARGEST_INTEGER = 2**63 - 1
-"""What SQLite can hold."""
 STREAMS = 100
 """So many streams of events are open at once."""
 
 JobId = Annotated[str, Path(min_length=1, max_length=NAME_CHARACTERS, description="The job's id.")]
 Cursor = Annotated[
-    int | None, Query(ge=1, le=LARGEST_INTEGER, description="`next_cursor` of the page before.", examples=[4711])
+    int | None, Query(ge=1, le=LARGEST_NUMBER, description="`next_cursor` of the page before.", examples=[4711])
 ]
 Limit = Annotated[int, Query(ge=1, le=200, description="At most so many.")]
 Filter = Annotated[JobFilter, Depends(job_filter)]

@@ -192,7 +192,7 @@ async def test_many_are_cancelled_and_deleted_as_one_asks(database: Path) -> Non
 
 
 async def test_a_number_that_cannot_be_meant_is_refused_and_nothing_is_done(database: Path) -> None:
-    """To SQLite, a negative limit is none: it would be everything."""
+    """To SQLite, a negative limit is none, which would be everything; and it has no number of more than 64 bits."""
     everything = JobFilter()
     async with (dq := DurableQ(database, worker=False)).running():
         dq.task(name="echo")(echo)
@@ -212,5 +212,9 @@ async def test_a_number_that_cannot_be_meant_is_refused_and_nothing_is_done(data
                 ConfigurationError, match=r"^expected (limit|look_at|at_most|skip) to be [01] or more, got"
             ):
                 await refused
+        for refused in (dq.list(limit=2**63), dq.list(cursor=2**63 - 1), dq.audit(limit=2**63 - 1)):
+            with pytest.raises(ConfigurationError, match=r"^expected \w+ to be at most 9223372036854775806, got"):
+                await refused
+        assert await dq.list(cursor=2**63 - 2) == await dq.list(limit=2**63 - 2)
         assert await dq.cancel_matching(everything, limit=0) == 0
         assert (await dq.get(job)).state is JobState.QUEUED
