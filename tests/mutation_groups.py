@@ -82,9 +82,19 @@ GROUPS = (
     Group("encryption", ["encryption"], ["tests/test_encryption.py", "tests/test_encryption_details.py"]),
     Group(
         "auth",
-        ["fastapi.admin", "fastapi.admin_answers", "fastapi.admin_models"],
-        ["tests/fastapi/test_admin.py", "tests/fastapi/test_admin_details.py", "tests/fastapi/test_security.py"],
+        [
+            f"fastapi.{name}"
+            for name in ("principals", "admin", "admin_answers", "admin_models", "admin_filters", "showing")
+        ],
+        [
+            "tests/fastapi/test_admin.py",
+            "tests/fastapi/test_admin_details.py",
+            "tests/fastapi/test_security.py",
+            "tests/fastapi/test_schemas.py",
+        ],
     ),
+    Group("tokens", ["fastapi.tokens"], ["tests/fastapi/test_status.py"]),
+    Group("history", ["history"], ["tests/test_history.py"]),
     Group(
         "statements",
         [
