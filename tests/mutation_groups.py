@@ -93,7 +93,7 @@ GROUPS = (
             "tests/fastapi/test_schemas.py",
         ],
     ),
-    Group("tokens", ["fastapi.tokens"], ["tests/fastapi/test_status.py"]),
+    Group("tokens", ["fastapi.tokens"], ["tests/fastapi/test_tokens.py"]),
     Group("history", ["history"], ["tests/test_history.py"]),
     Group(
         "statements",

@@ -35,18 +35,27 @@ def test_each_tally_is_counted_in_its_step_and_what_is_older_is_not() -> None:
 def test_endings_are_summed_up_by_task_and_queue_those_in_trouble_first() -> None:
     tallies = [tally(0, measure, number, task="b") for number, measure in enumerate(ENDINGS, start=1)]
     tallies += [tally(number=100, task="a", queue="z"), tally(measure="retried", number=7, task="c", queue="a")]
+    tallies += [tally(number=3, task="_", queue="a")]
     history = history_of(tallies, NOON, HOUR)
     b = history.tasks[0].figures
     assert (b.succeeded, b.retried, b.dead, b.cancelled, b.ended) == (1, 2, 3, 4, 10)
-    assert [one.task for one in history.tasks] == ["b", "c", "a"]
-    assert [(one.queue, one.figures.ended) for one in history.queues] == [("a", 7), ("q", 10), ("z", 100)]
-    assert history.total.ended == 117
+    assert [one.task for one in history.tasks] == ["b", "c", "a", "_"]
+    assert [(one.queue, one.figures.ended) for one in history.queues] == [("a", 10), ("q", 10), ("z", 100)]
+    assert history.total.ended == 120
 
 
 def test_waiting_is_not_an_end_and_running_not_a_wait() -> None:
     history = history_of([tally(bucket=3), tally(measure="waited", bucket=9)], NOON, HOUR)
     assert history.total.ended == 1
     assert (history.total.run_p95 or 0) <= BUCKETS[3] < BUCKETS[8] <= (history.total.wait_p50 or 0)
+
+
+def test_waits_and_runs_have_a_median_and_what_19_of_20_did_not_exceed() -> None:
+    tallies = [tally(number=60, bucket=0), tally(number=30, bucket=2), tally(number=10, bucket=5)]
+    waits = [one._replace(measure="waited", bucket=one.bucket + 6) for one in tallies]
+    figures = history_of([*tallies, *waits], NOON, HOUR).total
+    found = [figures.run_p50, figures.run_p95, figures.wait_p50, figures.wait_p95]
+    assert found == pytest.approx([0.001 * 50 / 60, 0.035, 0.05 + 0.05 * 50 / 60, 3.5])
 
 
 def test_the_share_of_successes_leaves_out_what_was_cancelled() -> None:
@@ -78,7 +87,7 @@ def test_a_window_that_is_not_kept_is_refused(window: timedelta) -> None:
 
 
 def test_what_a_clock_that_was_ahead_has_counted_is_left_out() -> None:
-    assert history_of([tally(-3600)], NOON, HOUR).total == Figures()
+    assert history_of([tally(-60), tally(-3600)], NOON, HOUR).total == Figures()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +96,9 @@ def test_what_a_clock_that_was_ahead_has_counted_is_left_out() -> None:
         ({}, 0.5, None),
         ({0: 1}, 1.0, 0.001),
         ({0: 10}, 0.5, 0.0005),
+        ({1: 10}, 0.5, 0.0015),
         ({2: 10}, 0.5, 0.0035),
+        ({0: 50, 1: 30, 2: 20}, 0.95, 0.00425),
         ({0: 50, 3: 50}, 0.5, 0.001),
         ({0: 50, 3: 50}, 0.95, 0.0095),
         ({len(BUCKETS): 5}, 0.5, BUCKETS[-1]),
