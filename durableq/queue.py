@@ -38,7 +38,7 @@ from durableq.registry import Registry
 from durableq.results import returned, why_cancelled, why_dead
 from durableq.secret_names import also_redact
 from durableq.storage import storage_factory
-from durableq.storage.protocol import Conflicts, Storage
+from durableq.storage.protocol import Conflicts, Notes, Storage
 from durableq.worker import Worker
 
 P = ParamSpec("P")
@@ -315,9 +315,15 @@ class DurableQ(Declarations, Operations):
         )
 
     def _complete(
-        self, storage: Storage, transaction: Any, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]
+        self,
+        storage: Storage,
+        transaction: Any,
+        lease: Lease,
+        result_json: str | None,
+        follow_ups: Sequence[Job[Any]],
+        notes: Notes,
     ) -> Awaitable[None]:
-        plan = storage.completing(lease, result_json, follow_ups)
+        plan = storage.completing(lease, result_json, follow_ups, notes)
         return outbox.write_within(storage, self.settings.durability, transaction, plan)
 
     def _dependency_overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:

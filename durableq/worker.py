@@ -240,5 +240,6 @@ class Worker:
             await self._exchanger.settle_the_rest()
         with contextlib.suppress(DurableQError), anyio.move_on_after(_LAST_WRITES_SECONDS):
             await self._storage.deregister()
-        self._emitter.emit(WorkerStopped(self._worker_id, len(released) if self._troubles.broken is None else 0))
+        handed_back = 0 if self._troubles.broken is not None else len(released) + self._exchanger.handed_back
+        self._emitter.emit(WorkerStopped(self._worker_id, handed_back))
         await self._hooks.finish()

@@ -61,6 +61,8 @@ class Exchanger:
         """Taken for dead, and not yet registered anew."""
         self.is_stopping = False
         """No job is begun any more."""
+        self.handed_back = 0
+        """How many claimed jobs were not begun, because the worker was stopping by then."""
         self._is_ending = False
         self._storage = storage
         self._claimer = claimer
@@ -122,9 +124,9 @@ class Exchanger:
             self._wake.set()
 
     async def settle_the_rest(self) -> None:
-        """Settle all that has finished, after `run`. Raises what the storage raises."""
-        while batch := self._settler.take():
-            notes = self._notebook.take()
+        """Settle all that has finished, and write what it said, after `run`. Raises what the storage raises."""
+        while not self._settler.is_empty:
+            batch, notes = self._take()
             exchanged = await self._storage.exchange(batch, None, notes)
             self._notebook.written(notes)
             self._settler.written(batch, exchanged.lost)
@@ -175,12 +177,20 @@ class Exchanger:
         if self._new_names:
             self._new_names = False
             self._claimer.learn(self._storage.names())
-        batch, claim, notes = self._settler.take(), self._claim_request(), self._notebook.take()
+        claim = self._claim_request()
+        batch, notes = self._take(at_once=claim is not None or not self._settler.is_empty)
         if not batch and claim is None and notes is NO_NOTES:
             return None
         news = self._claimer.news
         self.is_claiming = claim is not None
         return _Trip(batch, claim, notes, news, self._storage.exchange(batch, claim, notes))
+
+    def _take(self, *, at_once: bool = True) -> tuple[Settled, Notes]:
+        """Return what is to be written now. A job with more lines than fit is not settled before its last one."""
+        notes = self._notebook.take(at_once=at_once)
+        if self._settler.is_empty:
+            return [], notes
+        return self._settler.take(but=self._notebook.unsaid(notes)), notes
 
     def _claim_request(self) -> ClaimRequest | None:
         if self.is_stopping:
@@ -204,6 +214,7 @@ class Exchanger:
         """Run what was claimed. What comes only now that we stop is not begun: nobody would wait for its end."""
         for lease in leases:
             if self.is_stopping:
+                self.handed_back += 1
                 self._settler.add(lease, Released())
             else:
                 self._executor.start(lease)

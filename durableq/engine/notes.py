@@ -58,9 +58,15 @@ class Notebook:
         return Notes(tuple(self._progress.copy().items()), logs)
 
     def unsaid(self, notes: Notes) -> set[LeaseKey]:
-        """Return whose lines did not fit into ``notes``: once they are settled, nothing is written for them."""
+        """Return whose lines are not among ``notes``: once they are settled, nothing is written for them."""
         rest = self._logs.copy() if len(self._logs) > len(notes.logs) else ()
         return {line[0] for line in islice(rest, len(notes.logs), None)}
+
+    def of(self, key: LeaseKey) -> Notes:
+        """Return what one attempt has said and is not written yet. From any thread; it stays here."""
+        progress = self._progress.get(key)
+        logs = [line for line in self._logs.copy() if line[0] == key]
+        return Notes(() if progress is None else ((key, progress),), logs)
 
     def written(self, notes: Notes) -> None:
         """Forget what was written; a newer word that came meanwhile stays."""

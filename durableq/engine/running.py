@@ -22,13 +22,14 @@ from durableq.options import TaskOptions, checked
 from durableq.redaction import Redactor
 from durableq.registry import AnyTask
 from durableq.secret_names import may_name_secrets, secret_arguments
+from durableq.storage.protocol import Notes
 
 FOLLOW_UPS: Final = 10_000
 """Most jobs that one job may add: they are stored in one transaction, together with everybody's outcomes."""
 FOLLOW_UP_BYTES: Final = 16 * 1024 * 1024
 
-Complete = Callable[[Any, Lease, str | None, Sequence[Job[Any]]], Awaitable[None]]
-"""(transaction of the application, lease, result, follow-up jobs): settle the lease in it."""
+Complete = Callable[[Any, Lease, str | None, Sequence[Job[Any]], Notes], Awaitable[None]]
+"""(transaction of the application, lease, result, follow-up jobs, what it said): settle the lease in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,8 @@ class RunningJob:
         if keys is not None and result_json is not None:
             result_json = keys.seal(result_json, self.id, self.task, "result")
         self.completes_itself = True  # from here on it is the commit that counts, not what the task returns or raises
-        return self._services.complete(transaction, self.lease, result_json, self.close())
+        notes = self._services.notebook.of(self.lease.key)
+        return self._services.complete(transaction, self.lease, result_json, self.close(), notes)
 
     # -- for the engine ------------------------------------------------------------------------------------
 

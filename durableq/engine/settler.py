@@ -3,7 +3,7 @@
 An outcome handed in is settled or reported lost; it is never dropped, also at shutdown.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Final
 
@@ -50,9 +50,13 @@ class Settler:
         self._finished[lease.key] = (lease, outcome)
         self._wake_up()
 
-    def take(self) -> list[tuple[Lease, Outcome]]:
-        """Return the next batch. It stays here until `written`, so that a failed exchange loses nothing."""
-        return list(islice(self._finished.values(), AT_ONCE))
+    def take(self, but: Collection[LeaseKey] = ()) -> list[tuple[Lease, Outcome]]:
+        """Return the next batch. It stays here until `written`, so that a failed exchange loses nothing.
+
+        Without those ``but`` which something else has to be written for.
+        """
+        ready = (one for key, one in self._finished.items() if key not in but) if but else self._finished.values()
+        return list(islice(ready, AT_ONCE))
 
     def written(self, batch: list[tuple[Lease, Outcome]], lost: frozenset[int]) -> None:
         """Forget a batch that was settled, and tell what happened; ``lost`` names those whose lease was gone."""

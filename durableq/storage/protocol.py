@@ -359,8 +359,13 @@ class Storage(Protocol):
         """The statements that store jobs, to be run on another connection to the same file."""
         ...
 
-    def completing(self, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]) -> Plan[None]:
-        """The statements that settle a lease as succeeded. Raises `JobConflict` when it no longer holds."""
+    def completing(
+        self, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]], notes: Notes = NO_NOTES
+    ) -> Plan[None]:
+        """The statements that settle a lease as succeeded. Raises `JobConflict` when it no longer holds.
+
+        ``notes`` are what its job has said last: once it is settled, nothing is written for it.
+        """
         ...
 
     def expect_foreign_commit(self, is_open: Callable[[], bool]) -> Callable[[], None]:

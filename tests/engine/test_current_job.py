@@ -397,6 +397,33 @@ async def test_whatever_is_logged_can_be_stored(dq: DurableQ, said: Any, stored:
         assert [line.message for line in await dq.logs(job)] == [stored]
 
 
+@pytest.mark.parametrize("ending", ["they end", "the queue stops"])
+async def test_every_line_is_kept_of_many_talkative_jobs_that_end_at_once(database: Path, ending: str) -> None:
+    dq = DurableQ(database, grace=0)
+    gate, said = Gate(), asyncio.Event()
+
+    @dq.task(name="work")
+    async def work() -> None:
+        await gate()
+        for number in range(800):
+            current_job().log(f"line {number}")
+        if ending == "the queue stops":
+            said.set()
+            await asyncio.Event().wait()
+
+    async with dq.running():
+        jobs = await dq.add_tasks([call(work) for _ in range(5)])
+        await eventually(lambda: gate.inside == 5)
+        gate.open()
+        if ending == "they end":
+            for job in jobs:
+                await finished(dq, job)
+        else:
+            await said.wait()
+    kept = sql(database, "SELECT count(*) FROM durableq_logs GROUP BY seq ORDER BY seq")
+    assert kept == [(800,)] * 5
+
+
 async def test_a_job_that_never_stops_talking_is_cut_short(dq: DurableQ) -> None:
     @dq.task(name="work")
     async def work() -> None:
@@ -853,6 +880,29 @@ async def test_a_cancellation_that_comes_while_a_completion_is_looked_at_changes
             job = await finished(dq, await dq.add_task(work, commits))
             assert job.state is state
         assert ledger.rows() == 1
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_what_a_job_said_before_its_completion_is_kept(database: Path, commits: bool) -> None:
+    dq = DurableQ(database)
+    async with dq.running():
+        ledger = Ledger(database)
+
+        @dq.task(name="work", max_attempts=1)
+        async def work() -> None:
+            current_job().progress(1, 2, "half")
+            current_job().log("first")
+            current_job().log("second")
+            connection = ledger.begin()
+            await current_job().complete_within(connection)
+            if commits:
+                connection.execute("COMMIT")
+            connection.close()
+
+        job = await finished(dq, await dq.add_task(work))
+        assert job.state is (JobState.SUCCEEDED if commits else JobState.DEAD)
+        assert job.progress == Progress(1.0, 2.0, "half")
+        assert await _has_logged(dq, job, ["first", "second"])
 
 
 async def test_follow_up_jobs_are_stored_with_the_completion_and_later_ones_refused(database: Path) -> None:

@@ -24,6 +24,7 @@ from durableq.models import Completed, Job, Lease, Outcome
 from durableq.options import queue_options
 from durableq.registry import Registry
 from durableq.storage import storage_factory
+from durableq.storage.protocol import Notes
 
 
 class Bench:
@@ -60,7 +61,9 @@ class Bench:
         return lease
 
 
-async def _complete(transaction: Any, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]) -> None:
+async def _complete(
+    transaction: Any, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]], notes: Notes
+) -> None:
     raise AssertionError("no task here completes itself")
 
 

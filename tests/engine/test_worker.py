@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from durableq import DurableQ, JobState, call
-from durableq.events import JobReleased, UnknownTasks
+from durableq.events import JobReleased, UnknownTasks, WorkerStopped
 from durableq.storage.protocol import Exchanged
 from tests.engine.helpers import Gate, collect, finished, in_state, sql
 from tests.engine.processes import program
@@ -224,7 +224,7 @@ async def test_what_was_claimed_just_before_the_stop_is_handed_back_and_not_begu
 ) -> None:
     """Begun and handed back, it would run in a thread here while another process begins it too."""
     dq = DurableQ(database)
-    began = []
+    began, stopped = [], collect(dq.events, WorkerStopped)
     is_claimed, may_come_back = asyncio.Event(), asyncio.Event()
 
     @dq.task(name="work")
@@ -255,6 +255,7 @@ async def test_what_was_claimed_just_before_the_stop_is_handed_back_and_not_begu
     await eventually(lambda: worker._exchanger.is_stopping)
     may_come_back.set()
     await stopping
+    assert [one.released for one in stopped] == [1]
     assert began == []
     assert sql(database, "SELECT state, attempt, lease_no FROM durableq_jobs") == [("queued", 0, 1)]
 

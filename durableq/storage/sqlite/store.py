@@ -51,6 +51,7 @@ from durableq.storage.sqlite.operation import Addition, Exchange, Transact, make
 from durableq.storage.sqlite.reader import Reader
 from durableq.storage.sqlite.replies import FutureReply, Later, Reply, ThreadReply
 from durableq.storage.sqlite.sharing import acquire_writer, release_writer
+from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.transacting import always
 from durableq.storage.sqlite.writer import Writer
 
@@ -329,7 +330,13 @@ class SqliteStorage(Looking, Mending):
         yield from insertion.naming(jobs, self._schema_of)
         return (yield from insertion.insertion(batch))
 
-    def completing(self, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]]) -> Plan[None]:
+    def completing(
+        self, lease: Lease, result_json: str | None, follow_ups: Sequence[Job[Any]], notes: Notes = NO_NOTES
+    ) -> Plan[None]:
+        if notes.progress:
+            yield SQL["write_progress"], {"progress": rows.progress_json(notes.progress)}
+        if notes.logs:
+            yield SQL["insert_logs"], {"logs": rows.logs_json(notes.logs)}
         settlement = settling.settlement_of([(lease, Succeeded(result_json))], self._clock.wall())
         if not (yield from settling.completion(settlement)):
             raise JobConflict(lease.id, "no longer this attempt's", wanted=("running",), action="complete")
