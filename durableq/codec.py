@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Final, NoReturn, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer, from_json, to_json
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -113,9 +114,16 @@ class ArgumentsCodec:
             raise self._refused(error) from None
         return ([], values) if self._is_plain else self._spread(values)
 
-    def json_schema(self) -> dict[str, Any]:
-        """Return the JSON schema of the stored arguments."""
-        return self._adapter.json_schema()
+    @cached_property
+    def json_schema(self) -> str | None:
+        """The JSON schema of the stored arguments, as JSON; None where JSON Schema cannot say it.
+
+        Made once: it takes pydantic milliseconds, and is asked for at every start, amid a transaction.
+        """
+        try:
+            return json.dumps(self._adapter.json_schema())
+        except PydanticUserError:
+            return None
 
     def require_names(self, names: Iterable[str], where: str) -> None:
         """Raise `ConfigurationError` when the function has no argument of one of these names."""

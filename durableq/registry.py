@@ -7,7 +7,6 @@ app's own modules; nothing else in the database can name code.
 import dataclasses
 import functools
 import inspect
-import json
 import sys
 import types
 import warnings
@@ -15,8 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Generic, ParamSpec, TypeVar, Unpack
-
-from pydantic.errors import PydanticUserError
 
 from durableq.codec import ArgumentsCodec, ResultCodec
 from durableq.dependencies import Injection, injection_of
@@ -102,7 +99,6 @@ class Registry:
         self._by_name: dict[str, AnyTask] = {}
         self._by_function: dict[Callable[..., Any], AnyTask] = {}
         self._policies: dict[str, RetryPolicy] = {}
-        self._schemas: dict[str, str | None] = {}
 
     def register(
         self,
@@ -181,19 +177,9 @@ class Registry:
                 __import__(module)
 
     def arguments_schema(self, name: str) -> str | None:
-        """Return the JSON schema of a known task's arguments, or None where JSON Schema cannot say it.
-
-        Made once: it takes pydantic milliseconds, and is asked for at every start, amid a transaction.
-        """
+        """Return the JSON schema of a known task's arguments, or None where JSON Schema cannot say it."""
         task = self._by_name.get(name)
-        if task is None:
-            return None
-        if task.name not in self._schemas:
-            try:
-                self._schemas[task.name] = json.dumps(task.codec.json_schema())
-            except PydanticUserError:
-                self._schemas[task.name] = None
-        return self._schemas[task.name]
+        return None if task is None else task.codec.json_schema
 
     def _own(self, task: AnyTask) -> AnyTask:
         if task.registry is not self:
@@ -215,7 +201,6 @@ class Registry:
 
     def _remember(self, task: AnyTask, target: Callable[..., Any] | None = None) -> AnyTask:
         self._by_name[task.name] = task
-        self._schemas.pop(task.name, None)  # it may be another version of it
         self._by_function[target or task.function] = task
         return task
 

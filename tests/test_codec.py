@@ -209,7 +209,7 @@ class TestInjected:
         stored = codec.encode(("ann", 2), {}, LIMIT)
         assert json.loads(stored) == {"to": "ann", "copies": 2}
         assert codec.decode(stored) == ([], {"to": "ann", "copies": 2})
-        assert set(codec.json_schema()["properties"]) == {"to", "copies"}
+        assert set(json.loads(codec.json_schema or "")["properties"]) == {"to", "copies"}
         with pytest.raises(InvalidArguments, match="at most 2 positional arguments, got 3"):
             codec.encode(("ann", object(), 2), {}, LIMIT)
 
@@ -276,7 +276,7 @@ class TestReadingBack:
     def test_the_schema_names_every_argument(self) -> None:
         def work(to: str, copies: int = 1) -> None: ...
 
-        schema = ArgumentsCodec(work, "t").json_schema()
+        schema = json.loads(ArgumentsCodec(work, "t").json_schema or "")
         assert set(schema["properties"]) == {"to", "copies"}
         assert schema["required"] == ["to"]
 
