@@ -89,7 +89,7 @@ def may_name_secrets(args_json: str) -> bool:
     if "\\" in args_json:  # a name may be written otherwise than it is
         return True
     text = args_json.encode("ascii", "ignore").lower().translate(None, _NO_NAME_PART)
-    return any(word.encode() in text for word in (*_CERTAIN, *_WORDS, *_also))
+    return any(word.encode() in text for word in (*_CERTAIN, *_WORDS, *_also.copy()))
 
 
 def _joined(name: str) -> str:

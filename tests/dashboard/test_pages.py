@@ -1,14 +1,17 @@
 """How a page is made of its template: in slices, whole, or not at all."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pytest
 from starlette.types import Message
 
+from durableq import current_job
 from durableq.dashboard import pages
 from durableq.dashboard.pages import RenderedPage
 from durableq.dashboard.refusals import Refused
+from durableq.engine.notes import LOG_LINES
 from tests.dashboard.conftest import Application
 
 ERROR = Refused(404, "There is no such page", "Słowo 東京")
@@ -37,6 +40,30 @@ async def test_the_application_goes_on_while_a_page_is_rendered(monkeypatch: pyt
         turns += 1
         await asyncio.sleep(0)
     assert turns > 5
+
+
+def test_a_long_log_is_rendered_in_small_pieces(working: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    @working.dq.task(name="talk", max_attempts=1)
+    def talk(fails: bool) -> None:
+        for number in range(LOG_LINES):
+            current_job().log(f"line {number}")
+        assert not fails
+
+    lengths: list[int] = []
+
+    async def noted(pieces: Iterator[str]) -> str:
+        found = list(pieces)
+        lengths.extend(map(len, found))
+        return "".join(found)
+
+    monkeypatch.setattr(pages, "_in_slices", noted)
+    for fails in (False, True):
+        job = working.add(talk, fails)
+        working.call(working.dq.wait, job)
+        lengths.clear()
+        page = working.page(f"/jobs/{job.id}")
+        assert "line 998" in page.text
+        assert max(lengths) < 10_000 < sum(lengths)
 
 
 async def test_a_page_is_sent_whole_and_with_its_length_in_bytes() -> None:
