@@ -34,6 +34,8 @@ REPOSITORY: Final = Path(__file__).resolve().parents[2]
 WORK: Final = "tasks:work"
 HEARTBEAT: Final = timedelta(seconds=5)
 LEASE: Final = timedelta(seconds=30)
+ENDLESS: Final = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+"""A read that ends only when it is interrupted."""
 BOOM: Final = Failure("ValueError", "boom", "Traceback: boom")
 
 

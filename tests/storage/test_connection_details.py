@@ -41,6 +41,7 @@ from durableq.storage.sqlite.connection import (
     translated,
 )
 from durableq.storage.sqlite.reader import Reader
+from tests.storage.support import ENDLESS
 from tests.support import eventually
 
 # -- connections ---------------------------------------------------------------------------------------------
@@ -451,11 +452,10 @@ async def test_a_read_that_fails_takes_its_connection_along_and_nothing_else(
 
 
 async def test_a_read_that_is_cancelled_ends_at_once(location: Location, opened: sqlite3.Connection) -> None:
-    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     async with reading(location) as reader:
         await reader.fetch("SELECT 1")
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(reader.fetch(endless), 0.05)
+            await asyncio.wait_for(reader.fetch(ENDLESS), 0.05)
         await eventually(lambda: not reading_threads(), within=2)
         assert await reader.fetch("SELECT 1") == [(1,)]
 
@@ -495,14 +495,28 @@ async def test_a_read_amid_the_end_comes_to_its_own_and_leaves_no_connection_beh
 
 
 async def test_the_end_waits_for_no_read_that_has_no_end(location: Location, opened: sqlite3.Connection) -> None:
-    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     reader = Reader(location)
-    amid = asyncio.ensure_future(reader.fetch(endless))
+    amid = asyncio.ensure_future(reader.fetch(ENDLESS))
     await eventually(lambda: reading_threads() != [])
     await asyncio.wait_for(reader.close(), 2)
     assert reading_threads() == []
     with pytest.raises(QueueNotRunning, match="has stopped while it was read"):
         await asyncio.wait_for(amid, 2)
+
+
+async def test_a_read_that_had_not_begun_when_it_was_given_up_is_ended_too(
+    location: Location, opened: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite forgets an interruption that comes before the statement."""
+    reader, interrupt = Reader(location), reader_module._interrupt
+    await reader.fetch("SELECT 1")
+    amid = asyncio.ensure_future(reader.fetch(ENDLESS))
+    await asyncio.sleep(0.05)
+    monkeypatch.setattr(
+        reader_module, "_interrupt", lambda connection: monkeypatch.setattr(reader_module, "_interrupt", interrupt)
+    )
+    amid.cancel()
+    await eventually(lambda: not reading_threads(), within=2)
 
 
 async def test_the_end_leaves_no_read_that_opens_after_it(
@@ -516,7 +530,8 @@ async def test_the_end_leaves_no_read_that_opens_after_it(
         await really(connection)
 
     monkeypatch.setattr(reader_module, "_open", slowly)
-    monkeypatch.setattr(reader_module, "_CLOSING_SECONDS", 0.02)
+    monkeypatch.setattr(reader_module, "_READING_SECONDS", 0.02)
+    monkeypatch.setattr(reader_module, "_INTERRUPTED_SECONDS", 0.02)
     reader = Reader(location)
     late = asyncio.ensure_future(reader.fetch("SELECT 1"))
     await asyncio.sleep(0)
@@ -530,11 +545,10 @@ async def test_the_end_leaves_no_read_that_opens_after_it(
 async def test_an_end_that_is_cancelled_leaves_no_connection_behind(
     location: Location, opened: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     reader = Reader(location)
     await asyncio.gather(reader.fetch("SELECT 1"), reader.fetch("SELECT 2"))
-    monkeypatch.setattr(reader_module, "_CLOSING_SECONDS", 30.0)
-    amid = asyncio.ensure_future(reader.fetch(endless))
+    monkeypatch.setattr(reader_module, "_READING_SECONDS", 30.0)
+    amid = asyncio.ensure_future(reader.fetch(ENDLESS))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(reader.close(), 0.5)
     with pytest.raises(QueueNotRunning):

@@ -26,7 +26,7 @@ from durableq.storage.sqlite.sharing import acquire_writer, release_writer
 from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.store import SqliteStorage
 from durableq.testing import ManualClock
-from tests.storage.support import DEAD, DONE, LEASE, Backend, claim, runs_again, stored
+from tests.storage.support import DEAD, DONE, ENDLESS, LEASE, Backend, claim, runs_again, stored
 from tests.support import eventually
 
 
@@ -238,12 +238,11 @@ async def test_a_close_that_is_cancelled_gives_the_writer_back(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the file would stay open in this process for good: nothing closes it a second time."""
-    monkeypatch.setattr(reader_module, "_CLOSING_SECONDS", 30.0)
-    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+    monkeypatch.setattr(reader_module, "_READING_SECONDS", 30.0)
     storage = await backend.open()
     assert isinstance(storage, SqliteStorage)
     writer = storage._writer
-    reading = asyncio.ensure_future(storage._reader.fetch(endless))
+    reading = asyncio.ensure_future(storage._reader.fetch(ENDLESS))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(storage.close(), 0.5)
     await asyncio.wait_for(asyncio.wrap_future(writer.closed), 5)

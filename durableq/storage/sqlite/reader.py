@@ -19,9 +19,13 @@ from durableq.storage.sqlite.connection import Location, readable, translated
 
 _CONNECTIONS: Final = 2
 _BUSY_SECONDS: Final = 5.0
-_CLOSING_SECONDS: Final = 0.25
-"""How long the end waits for what is being read, and then for what it has interrupted."""
+_READING_SECONDS: Final = 0.15
+"""How long the end waits for what is being read."""
+_INTERRUPTED_SECONDS: Final = 0.1
+"""How long it then waits for what it has interrupted."""
 _LOOK_SECONDS: Final = 0.001
+_AGAIN_SECONDS: Final = 0.02
+"""After this long what was left is interrupted once more: it may not have begun the first time."""
 
 
 class Reader:
@@ -68,16 +72,16 @@ class Reader:
         while self._idle:
             self._leave(self._idle.pop())
         try:
-            await self._wait_for_threads(lambda: self._busy())
+            await self._wait_for_threads(_READING_SECONDS, self._busy)
         finally:
             self._is_over = True
             for connection in self._at_work:
                 _interrupt(connection)
-        await self._wait_for_threads(lambda: [*self._at_work, *self._busy()])
+        await self._wait_for_threads(_INTERRUPTED_SECONDS, lambda: [*self._at_work, *self._busy()])
 
-    async def _wait_for_threads(self, in_vain: Callable[[], Iterable[aiosqlite.Connection]]) -> None:
-        """Wait a moment for all of them. What is ``in_vain`` is interrupted, again and again: it may begin late."""
-        give_up = time.monotonic() + _CLOSING_SECONDS
+    async def _wait_for_threads(self, seconds: float, in_vain: Callable[[], Iterable[aiosqlite.Connection]]) -> None:
+        """Wait for all of them. What is ``in_vain`` is interrupted, again and again: it may begin late."""
+        give_up = time.monotonic() + seconds
         while (self._at_work or self._busy()) and time.monotonic() < give_up:
             for connection in in_vain():
                 _interrupt(connection)
@@ -106,9 +110,16 @@ class Reader:
 
     def _leave(self, connection: aiosqlite.Connection) -> None:
         """Close a connection without awaiting it: we may be in the middle of being cancelled."""
-        _interrupt(connection)  # it may be searching still, for somebody who has given up
         connection.stop()
         self._left = [*self._busy(), connection]
+        self._interrupt_the_left()
+
+    def _interrupt_the_left(self) -> None:
+        """Until they have ended: they may be searching still, for somebody who has given up."""
+        if busy := self._busy():
+            for connection in busy:
+                _interrupt(connection)
+            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._interrupt_the_left)
 
     def _busy(self) -> list[aiosqlite.Connection]:
         """Those that were left, and whose thread has not come to its end."""
