@@ -102,11 +102,12 @@ class CurrentJob(Protocol):
     def complete_within(self, transaction: Any, *, result: Any = None) -> Awaitable[None]:
         """Write this job's success in the caller's own transaction: it commits with the task's own writes.
 
-        Their effect is then exactly once. ``transaction`` is what `DurableQ.within` takes: with a sync one all is done
-        at the call, in a ``def`` task too, and with an async one when the result is awaited. ``result`` is kept as the
-        job's return value; follow-up jobs added so far are stored with it. When the transaction is not committed, the
-        attempt fails with `CompletionRolledBack`; once it is, the job has succeeded, whatever the task still raises.
-        Raises `TransactionRefused`, `StorageBusy`, and `JobConflict` when the job is no longer this attempt's.
+        Their effect is then exactly once. ``transaction`` is what `DurableQ.within` takes: with a sync one all
+        is done at the call, in a ``def`` task too, and with an async one when the result is awaited. ``result``
+        is kept as the job's return value; follow-up jobs added, and what was said by `log` and `progress`, so
+        far are stored with it. When the transaction is not committed, the attempt fails with
+        `CompletionRolledBack`; once it is, the job has succeeded, whatever the task still raises. Raises
+        `TransactionRefused`, `StorageBusy`, and `JobConflict` when the job is no longer this attempt's.
         """
         ...
 

@@ -397,6 +397,10 @@ class AuditEntry:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
+EDITED: Final = ("args_before", "args_after")
+"""Where the audit entry of an edit has arguments."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reaped:
     """A worker that was found dead, and what became of the jobs it held."""

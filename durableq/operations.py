@@ -17,7 +17,7 @@ from durableq.encryption import KEY_MISSING, CannotOpen, KeyRing, Rotation, is_s
 from durableq.errors import ConfigurationError, JobNotFound
 from durableq.history import History, SummedBy, history_of, steps_of
 from durableq.life import Life
-from durableq.models import LARGEST_NUMBER, Attempt, AuditEntry, Job, JobFilter, JobState, LogLine, Page
+from durableq.models import EDITED, LARGEST_NUMBER, Attempt, AuditEntry, Job, JobFilter, JobState, LogLine, Page
 from durableq.options import QueueOptions
 from durableq.registry import Registry
 from durableq.reports import AuditPage, Count, DeadLetterReport, QueueReport, TaskReport, WorkerReport
@@ -31,8 +31,6 @@ QUEUED_COUNTED: Final = 10_000
 """Of each queue, so many waiting jobs are counted."""
 _WAYS: Final[tuple[tuple[SummedBy, ...], ...]] = (("step",), ("queue", "task"))
 """How tallies are summed up for a history."""
-_EDITED: Final = frozenset({"args_before", "args_after"})
-"""Where the audit entry of an edit has arguments."""
 
 
 class Operations:
@@ -104,7 +102,7 @@ class Operations:
         """Return what people did to a job, oldest first. Arguments that no key here opens stay as they are stored."""
         job_id = id_of(job_or_id)
         entries = await self._storage_here().audit_trail(job_id)
-        if self._keys is None or not any(_EDITED & entry.detail.keys() for entry in entries):
+        if self._keys is None or not any(name in entry.detail for entry in entries for name in EDITED):
             return entries
         job = await self._storage_here().get(job_id)
         return entries if job is None else [_opened_entry(entry, job.task, self._keys) for entry in entries]
@@ -270,7 +268,7 @@ def _refuse_without_key(job: Job[Any], keys: KeyRing | None) -> None:
 
 def _opened_entry(entry: AuditEntry, task: str, keys: KeyRing) -> AuditEntry:
     detail = {
-        name: _opened_arguments(value, entry.job_id, task, keys) if name in _EDITED else value
+        name: _opened_arguments(value, entry.job_id, task, keys) if name in EDITED else value
         for name, value in entry.detail.items()
     }
     return replace(entry, detail=detail)

@@ -1,7 +1,7 @@
 """Retry, cancel or delete all jobs that match: told how many beforehand, confirmed by typing, done in pieces.
 
-What is added, or ends, after the page was made is left alone: the page carries its moment. A piece is one
-transaction; between two pieces others get their turn. Stopped half-way nothing is lost: going on does the rest.
+What is added, or ends, after the page was made is left alone: the page carries its moment. A piece is done
+in short transactions, and others get their turn between them. Stopped half-way nothing is lost: going on does the rest.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from durableq.models import JobFilter, JobState
 from durableq.reports import Count
 
 PIECE: Final = 500
-"""Jobs in one transaction."""
+"""Jobs done by one press of the button by a script, which shows how far it is in between."""
 WHOLE: Final = 5_000
 """Jobs done by one press of the button where no script presses it again."""
 _STATES: Final[dict[Action, tuple[JobState, ...]]] = {**POSSIBLE, "retry": (JobState.DEAD,)}

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from durableq.dashboard.pages import duration, in_bytes
 from durableq.dashboard.site import Site, Visit
 from durableq.errors import QueueNotRunning
-from durableq.models import LARGEST_NUMBER, AuditEntry
+from durableq.models import EDITED, LARGEST_NUMBER, AuditEntry
 from durableq.options import QueueOptions
 from durableq.queue import DurableQ
 from durableq.redaction import HIDDEN, Redactor, one_line
@@ -24,7 +24,6 @@ from durableq.version import __version__
 ENTRIES: Final = 50
 """Of the audit trail, on one page."""
 _LIBRARIES: Final = ("fastapi", "starlette", "pydantic", "uvicorn")
-_ARGUMENTS: Final = frozenset({"args_before", "args_after"})
 _DONE: Final = {
     "retry": "retried",
     "edit and retry": "edited and retried",
@@ -120,7 +119,7 @@ def settings_of(options: QueueOptions) -> list[Setting]:
 
 def deed_of(entry: AuditEntry) -> Deed:
     """Return an entry of the audit trail as it is shown. Arguments are not: the job's own page knows what is secret."""
-    detail = {name: value for name, value in entry.detail.items() if name not in _ARGUMENTS}
+    detail = {name: value for name, value in entry.detail.items() if name not in EDITED}
     queue = "" if entry.job_id else one_line(str(detail.pop("queue", "")))
     told = one_line(_details_in_words(Redactor().value(detail)))
     return Deed(entry.at, one_line(entry.who), _DONE.get(entry.action, entry.action), entry.job_id, queue, told)

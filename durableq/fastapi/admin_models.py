@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from durableq.fastapi import admin_examples as examples
-from durableq.models import Attempt, AuditEntry, Job, JobState, LogLine, Page
+from durableq.models import EDITED, Attempt, AuditEntry, Job, JobState, LogLine, Page
 from durableq.redaction import HIDDEN, Redactor, one_line
 
 RedactorOf = Callable[..., Redactor]
@@ -20,8 +20,6 @@ RedactorOf = Callable[..., Redactor]
 ENTRIES: Final = 200
 """So many of a job's attempts, and of its audit entries, are shown: the latest."""
 LINES: Final = 1_000
-_EDITED: Final = ("args_before", "args_after")
-"""Where the audit entry of an edit has arguments."""
 
 
 class Record(BaseModel):
@@ -249,7 +247,7 @@ def _attempt(attempt: Attempt, redactor: Redactor) -> AttemptRecord:
 
 def other_arguments(audit: Sequence[AuditEntry]) -> list[Any]:
     """Return what else a job's arguments were, before and after each edit, as the audit trail has them."""
-    found = (entry.detail.get(which) for entry in audit for which in _EDITED)
+    found = (entry.detail.get(which) for entry in audit for which in EDITED)
     return [one for one in found if one is not None]
 
 
@@ -259,7 +257,7 @@ def audited(entry: AuditEntry, redactor: Redactor) -> AuditRecord:
 
 
 def _audited_value(name: str, value: Any, redactor: Redactor) -> Any:
-    if name not in _EDITED:
+    if name not in EDITED:
         return redactor.value(value)
     return redactor.arguments(value) if isinstance(value, dict) else _damaged(str(value), redactor)
 

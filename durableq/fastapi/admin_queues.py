@@ -91,7 +91,7 @@ def add_operating(router: APIRouter, dq: DurableQ, operator: Allowed) -> None:
         responses=answers(413, 415, 500),
     )
     async def pause_queue(meant: QueueMeant, who: Annotated[Principal, Depends(operator)]) -> None:
-        """Start no more of its jobs, in any process, until it is resumed; what runs goes on, and adding too.
+        """Claim no more of its jobs, in any process, until it is resumed; what runs goes on, and adding too.
 
         It stays paused over restarts. Does nothing to a queue that is paused already.
         """

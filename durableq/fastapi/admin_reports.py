@@ -15,7 +15,7 @@ from durableq.fastapi.schemas import shown_schema
 from durableq.fastapi.showing import Secrets
 from durableq.health import Health
 from durableq.history import History
-from durableq.models import AuditEntry, JobState
+from durableq.models import EDITED, AuditEntry, JobState
 from durableq.queue import DurableQ
 from durableq.redaction import HIDDEN, Redactor, cleaned, one_line, redacted_text
 from durableq.reports import AuditPage, DeadLetterReport, DeadLetters, QueueReport, TaskReport, WorkerReport
@@ -313,7 +313,7 @@ class AuditList(Record):
 
 def _entry(entry: AuditEntry) -> AuditListEntry:
     # Which arguments are secret says the job's task: they are shown with the job only.
-    detail = {name: HIDDEN if name in ("args_before", "args_after") else value for name, value in entry.detail.items()}
+    detail = {name: HIDDEN if name in EDITED else value for name, value in entry.detail.items()}
     shown = audited(replace(entry, detail=detail), Redactor())
     return AuditListEntry(**shown.model_dump(), job_id=entry.job_id)
 
