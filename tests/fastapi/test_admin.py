@@ -153,6 +153,13 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One application for tests whose requests are refused, or only look: making its routes takes a while."""
+    with serving(DurableQ(tmp_path_factory.mktemp("common") / "app.db", threads=4, grace=0.5)) as running:
+        yield running
+
+
 # -- who may -------------------------------------------------------------------------------------------------
 
 
@@ -172,33 +179,33 @@ def test_without_auth_there_are_no_routes_and_the_log_says_how_to_enable_them(
 
 
 @pytest.mark.parametrize("route", READS + WRITES, ids=" ".join)
-def test_a_stranger_gets_only_what_auth_answers(site: Site, route: tuple[str, str]) -> None:
-    job = site.dead_letter()
-    response = site.call(route, job.id, who=None)
+def test_a_stranger_gets_only_what_auth_answers(common: Site, route: tuple[str, str]) -> None:
+    job = common.dead_letter()
+    response = common.call(route, job.id, who=None)
     assert (response.status_code, response.json()) == (401, {"detail": "who are you?"})
     assert response.headers["cache-control"] == "no-store"
-    assert site.state_of(job) == "dead"
-    assert site.audited(job) == []
+    assert common.state_of(job) == "dead"
+    assert common.audited(job) == []
 
 
 @pytest.mark.parametrize("route", READS, ids=" ".join)
-def test_every_role_may_look(site: Site, route: tuple[str, str]) -> None:
-    job = site.dead_letter()
-    assert [site.call(route, job.id, who=who).status_code for who in ACCOUNTS] == [200] * len(ACCOUNTS)
+def test_every_role_may_look(common: Site, route: tuple[str, str]) -> None:
+    job = common.dead_letter()
+    assert [common.call(route, job.id, who=who).status_code for who in ACCOUNTS] == [200] * len(ACCOUNTS)
 
 
 @pytest.mark.parametrize(
     ("route", "who"), [(route, "rita") for route in WRITES] + [(route, "otto") for route in MENDING]
 )
 def test_a_role_that_does_not_reach_is_refused_and_changes_nothing(
-    site: Site, route: tuple[str, str], who: str
+    common: Site, route: tuple[str, str], who: str
 ) -> None:
-    job = site.dead_letter()
-    response = site.call(route, job.id, who=who)
+    job = common.dead_letter()
+    response = common.call(route, job.id, who=who)
     assert response.status_code == 403
     assert "needs the role" in response.json()["detail"]["message"]
-    assert site.state_of(job) == "dead"
-    assert site.audited(job) == []
+    assert common.state_of(job) == "dead"
+    assert common.audited(job) == []
 
 
 @pytest.mark.parametrize(
@@ -294,13 +301,13 @@ def test_each_role_includes_those_below_it() -> None:
 @pytest.mark.foreign_bug(91)
 @pytest.mark.parametrize("route", WRITES, ids=" ".join)
 @pytest.mark.parametrize("origin", ["cross-site", "same-site", "nonsense"])
-def test_a_write_from_another_site_is_refused(site: Site, route: tuple[str, str], origin: str) -> None:
-    job = site.dead_letter()
-    response = site.call(route, job.id, headers={"Sec-Fetch-Site": origin})
+def test_a_write_from_another_site_is_refused(common: Site, route: tuple[str, str], origin: str) -> None:
+    job = common.dead_letter()
+    response = common.call(route, job.id, headers={"Sec-Fetch-Site": origin})
     assert response.status_code == 403
     assert "other sites" in response.json()["detail"]["message"]
-    assert site.state_of(job) == "dead"
-    assert site.audited(job) == []
+    assert common.state_of(job) == "dead"
+    assert common.audited(job) == []
 
 
 @pytest.mark.parametrize("origin", ["same-origin", "none"])
@@ -311,22 +318,22 @@ def test_a_write_from_the_same_origin_or_from_no_page_is_taken(site: Site, origi
     assert site.call(MENDING[1], site.dead_letter().id, headers=headers).status_code == 204
 
 
-def test_a_read_is_answered_wherever_it_comes_from(site: Site) -> None:
-    assert site.call(READS[0], "", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
+def test_a_read_is_answered_wherever_it_comes_from(common: Site) -> None:
+    assert common.call(READS[0], "", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", None])
 @pytest.mark.parametrize("route", [route for route in WRITES if route[1] in BODIES], ids=" ".join)
 def test_a_body_that_is_not_declared_as_json_is_refused(
-    site: Site, route: tuple[str, str], media_type: str | None
+    common: Site, route: tuple[str, str], media_type: str | None
 ) -> None:
-    job = site.dead_letter()
+    job = common.dead_letter()
     headers = {} if media_type is None else {"Content-Type": media_type}
     content = json.dumps(BODIES[route[1]]).encode()
-    response = site.call(route, job.id, json=None, content=content, headers=headers)
+    response = common.call(route, job.id, json=None, content=content, headers=headers)
     assert response.status_code == 415
     assert "application/json" in response.json()["detail"]["message"]
-    assert site.state_of(job) == "dead"
+    assert common.state_of(job) == "dead"
 
 
 def test_no_answer_is_kept_by_a_cache(site: Site) -> None:
@@ -494,8 +501,8 @@ def test_a_page_holds_50_jobs_unless_told_otherwise(site: Site) -> None:
         "finished_before=yesterday",
     ],
 )
-def test_what_a_list_is_asked_for_is_bounded(site: Site, query: str) -> None:
-    assert site.request("GET", f"/admin/jobs?{query}").status_code == 422
+def test_what_a_list_is_asked_for_is_bounded(common: Site, query: str) -> None:
+    assert common.request("GET", f"/admin/jobs?{query}").status_code == 422
 
 
 # -- mending -------------------------------------------------------------------------------------------------
@@ -552,11 +559,11 @@ def test_retry_by_filter_leaves_jobs_alone_that_are_not_dead(site: Site) -> None
         None,
     ],
 )
-def test_a_filter_that_cannot_be_meant_retries_nothing(site: Site, body: Any) -> None:
-    job = site.dead_letter()
+def test_a_filter_that_cannot_be_meant_retries_nothing(common: Site, body: Any) -> None:
+    job = common.dead_letter()
     headers = {"Content-Type": "application/json"}
-    assert site.post("/retry", body, headers=headers).status_code == 422
-    assert site.state_of(job) == "dead"
+    assert common.post("/retry", body, headers=headers).status_code == 422
+    assert common.state_of(job) == "dead"
 
 
 def test_an_edited_dead_letter_runs_with_its_new_arguments(site: Site) -> None:
@@ -584,16 +591,16 @@ def test_an_edited_dead_letter_runs_with_its_new_arguments(site: Site) -> None:
     ],
 )
 def test_edited_arguments_are_checked_against_the_signature_and_the_wrong_one_is_named(
-    site: Site, args: dict[str, Any], argument: str, says: str
+    common: Site, args: dict[str, Any], argument: str, says: str
 ) -> None:
-    job = site.dead_letter()
-    response = site.post(f"/jobs/{job.id}/edit", {"args": args})
+    job = common.dead_letter()
+    response = common.post(f"/jobs/{job.id}/edit", {"args": args})
     assert response.status_code == 422
     [problem] = response.json()["detail"]
     assert (problem["type"], problem["loc"]) == ("invalid_arguments", ["body", "args", argument])
     assert says in problem["msg"]
-    assert site.state_of(job) == "dead"
-    assert site.audited(job) == []
+    assert common.state_of(job) == "dead"
+    assert common.audited(job) == []
 
 
 @pytest.mark.parametrize(
@@ -611,10 +618,10 @@ def test_edited_arguments_that_json_would_change_are_refused(site: Site, body: s
 
 
 @pytest.mark.parametrize("body", [{}, {"args": []}, {"args": {"email": "good@example.org"}, "arg": {}}, [], "x"])
-def test_an_edit_without_an_object_of_arguments_is_refused(site: Site, body: Any) -> None:
-    job = site.dead_letter()
-    assert site.post(f"/jobs/{job.id}/edit", body).status_code == 422
-    assert site.state_of(job) == "dead"
+def test_an_edit_without_an_object_of_arguments_is_refused(common: Site, body: Any) -> None:
+    job = common.dead_letter()
+    assert common.post(f"/jobs/{job.id}/edit", body).status_code == 422
+    assert common.state_of(job) == "dead"
 
 
 def test_edited_arguments_over_the_limit_are_refused(tmp_path: Path) -> None:
@@ -627,10 +634,10 @@ def test_edited_arguments_over_the_limit_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [101, 400, 5_000, 200_000])
-def test_arguments_nested_too_deep_are_refused_in_words(site: Site, depth: int) -> None:
-    job = site.dead_letter()
+def test_arguments_nested_too_deep_are_refused_in_words(common: Site, depth: int) -> None:
+    job = common.dead_letter()
     body = '{"args": {"email": ' + "[" * depth + "]" * depth + "}}"
-    response = site.post(f"/jobs/{job.id}/edit", content=body, headers={"Content-Type": "application/json"})
+    response = common.post(f"/jobs/{job.id}/edit", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code in (400, 422)
     if depth < 1_000:
         [problem] = response.json()["detail"]
@@ -708,15 +715,15 @@ def test_a_deleted_job_is_gone_and_its_audit_entry_stays(site: Site) -> None:
 
 
 @pytest.mark.parametrize("route", [route for route in READS + WRITES if "{id}" in route[1]], ids=" ".join)
-def test_an_unknown_job_is_not_found(site: Site, route: tuple[str, str]) -> None:
-    response = site.call(route, "00000000-0000-7000-8000-000000000000")
+def test_an_unknown_job_is_not_found(common: Site, route: tuple[str, str]) -> None:
+    response = common.call(route, "00000000-0000-7000-8000-000000000000")
     assert response.status_code == 404
     assert "no job '00000000-" in response.json()["detail"]["message"]
 
 
 @pytest.mark.parametrize("route", [route for route in READS + WRITES if "{id}" in route[1]], ids=" ".join)
-def test_a_job_id_is_bounded(site: Site, route: tuple[str, str]) -> None:
-    assert site.call(route, "x" * 201).status_code == 422
+def test_a_job_id_is_bounded(common: Site, route: tuple[str, str]) -> None:
+    assert common.call(route, "x" * 201).status_code == 422
 
 
 @pytest.mark.fault("F54")
