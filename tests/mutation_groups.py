@@ -91,6 +91,7 @@ GROUPS = (
             "tests/fastapi/test_admin_details.py",
             "tests/fastapi/test_security.py",
             "tests/fastapi/test_schemas.py",
+            "tests/fastapi/test_showing.py",
         ],
     ),
     Group("tokens", ["fastapi.tokens"], ["tests/fastapi/test_tokens.py"]),

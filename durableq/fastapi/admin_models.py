@@ -30,7 +30,7 @@ class Record(BaseModel):
 
 def example(value: Any, *others: Any) -> ConfigDict:
     """The configuration of a `Record` whose documentation shows this."""
-    return ConfigDict(from_attributes=True, frozen=True, json_schema_extra={"examples": [value, *others]})
+    return ConfigDict(json_schema_extra={"examples": [value, *others]})
 
 
 # -- what comes in -------------------------------------------------------------------------------------------

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from starlette.types import Message, Scope
 
-from durableq import ConfigurationError, DurableQ, Job, JobState, errors
+from durableq import ConfigurationError, DurableQ, Job, JobState, Secret, errors
 from durableq.fastapi import Principal, admin_router
 from durableq.fastapi.admin_answers import in_http_words
 from durableq.fastapi.admin_filters import RetryMatching
@@ -190,19 +190,27 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     dq = DurableQ(path, worker=False)
 
     @dq.task(name="work")
-    def work(number: int = 0) -> None: ...
+    def work(number: int = 0, place: str = "", password: str = "") -> None: ...
+
+    @dq.task(name="vault")
+    def vault(phrase: Annotated[str, Secret]) -> None: ...
 
     app = FastAPI(lifespan=dq.lifespan)
     app.include_router(admin_router(dq, auth=Depends(lambda: "ann")), prefix="/admin")
     with TestClient(app) as client:
-        dq.add_task_sync(work.options(tags=["red", "blue"], queue="mail"))
-        dq.add_task_sync(work.options(tags=["blue"]))
+        dq.add_task_sync(work.options(tags=["red", "blue"], queue="mail"), place="a:b")
+        dq.add_task_sync(work.options(tags=["blue"]), number=1, place="c")
+        dq.add_task_sync(vault, "open sesame")
         yield client
 
 
 @pytest.mark.parametrize(
     ("query", "found"),
-    [("tag=red", 1), ("tag=blue", 2), ("tag=green", 0), ("queue=mail", 1), ("task=work", 2), ("task=other", 0)],
+    [
+        *(("tag=red", 1), ("tag=blue", 2), ("tag=green", 0), ("queue=mail", 1), ("task=work", 2), ("task=other", 0)),
+        *(("state=queued", 3), ("state=dead", 0), ("error_type=ValueError", 0), ("error_text=boom", 0)),
+        *(("arg=place:a:b", 1), ("arg=place:b", 0), ("arg=place:c&arg=number:1", 1), ("arg=place:c&arg=number:0", 0)),
+    ],
 )
 def test_a_list_is_narrowed_by_each_filter(client: TestClient, query: str, found: int) -> None:
     answer = client.get(f"/admin/jobs?{query}")
@@ -220,6 +228,38 @@ def test_what_does_not_fit_is_refused_in_fastapis_shape_without_what_came(client
         ("query", "limit"): "int_parsing",
     }
     assert any("valid integer" in problem["msg"] for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("query", "argument", "why"),
+    [
+        ("arg=password:x", "password", "its name says that it is secret"),
+        ("arg=place:a&arg=place.pin:x", "place.pin", "its name says that it is secret"),
+        ("arg=place.value:x", "place.value", "what stands in a 'value' may be secret, by the name beside it"),
+        ("arg=phrase:x&task=vault", "phrase", "task 'vault' declares it secret, or nothing is known about it"),
+        ("arg=phrase:x", "phrase", "it is, or may be, a secret of task 'vault'; give the task you mean, too"),
+    ],
+)
+def test_a_filter_by_a_secret_is_refused_and_says_which(
+    client: TestClient, query: str, argument: str, why: str
+) -> None:
+    """Its answer would tell whether a guess is right."""
+    answer = client.get(f"/admin/jobs?{query}")
+    message = f"jobs cannot be looked for by argument {argument!r}: {why}"
+    problem = {"type": "filter_refused", "loc": ["query", "arg", argument], "msg": message}
+    assert (answer.status_code, answer.json()) == (422, {"detail": [problem]})
+
+
+def test_an_argument_that_another_task_keeps_secret_may_be_looked_for_where_it_is_none(client: TestClient) -> None:
+    assert client.get("/admin/jobs?arg=phrase:x&task=work").json()["jobs"] == []
+
+
+def test_what_may_be_sent_and_what_is_answered_has_an_example(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("RetryMatching", "CancelMatching", "DeleteMatching", "QueueMeant", "EditedArguments", "JobDetail"):
+        assert schemas[name]["examples"], f"{name} has no example"
+    for name in ("RetryMatching", "CancelMatching", "DeleteMatching", "QueueMeant"):
+        assert schemas[name]["additionalProperties"] is False
 
 
 def test_the_place_of_what_does_not_fit_is_shown_to_a_length(client: TestClient) -> None:
@@ -273,6 +313,7 @@ def test_a_body_of_exactly_the_limit_is_read_and_no_longer_one(tmp_path: Path) -
                 "/admin/retry", content=b"{}".ljust(size), headers={"Content-Type": "application/json"}
             )
             assert answer.status_code == status
+    assert answer.json() == {"detail": {"message": "expected at most 65,540 bytes"}}
 
 
 async def test_an_answer_that_has_begun_is_not_begun_again_when_it_cannot_be_sent(tmp_path: Path) -> None:
