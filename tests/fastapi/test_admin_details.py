@@ -16,7 +16,7 @@ from starlette.types import Message, Scope
 
 from durableq import ConfigurationError, DurableQ, Job, JobState, Secret, errors
 from durableq.fastapi import Principal, admin_router
-from durableq.fastapi.admin_answers import in_http_words
+from durableq.fastapi.admin_answers import HEADERS, Answer, in_http_words
 from durableq.fastapi.admin_filters import RetryMatching
 from durableq.fastapi.admin_models import ENTRIES, LINES, JobDetail, JobList, JobSummary
 from durableq.models import Attempt, AuditEntry, JobError, JobExtras, JobFilter, LogLine, Page, Progress
@@ -210,6 +210,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         *(("tag=red", 1), ("tag=blue", 2), ("tag=green", 0), ("queue=mail", 1), ("task=work", 2), ("task=other", 0)),
         *(("state=queued", 3), ("state=dead", 0), ("error_type=ValueError", 0), ("error_text=boom", 0)),
         *(("arg=place:a:b", 1), ("arg=place:b", 0), ("arg=place:c&arg=number:1", 1), ("arg=place:c&arg=number:0", 0)),
+        *(("created_after=2000-01-01T00:00:00Z", 3), ("created_after=2999-01-01T00:00:00Z", 0)),
+        *(("created_before=2999-01-01T00:00:00Z", 3), ("created_before=2000-01-01T00:00:00Z", 0)),
+        *(("finished_after=2000-01-01T00:00:00Z", 0), ("finished_before=2999-01-01T00:00:00Z", 0)),
     ],
 )
 def test_a_list_is_narrowed_by_each_filter(client: TestClient, query: str, found: int) -> None:
@@ -250,12 +253,21 @@ def test_a_filter_by_a_secret_is_refused_and_says_which(
     assert (answer.status_code, answer.json()) == (422, {"detail": [problem]})
 
 
+def test_an_argument_is_asked_for_once(client: TestClient) -> None:
+    answer = client.get("/admin/jobs?arg=place:a&arg=place:b")
+    message = "argument 'place' is asked for twice; a job has one value of it"
+    problem = {"type": "filter_refused", "loc": ["query", "arg"], "msg": message}
+    assert (answer.status_code, answer.json()) == (422, {"detail": [problem]})
+
+
 def test_an_argument_that_another_task_keeps_secret_may_be_looked_for_where_it_is_none(client: TestClient) -> None:
     assert client.get("/admin/jobs?arg=phrase:x&task=work").json()["jobs"] == []
 
 
 def test_what_may_be_sent_and_what_is_answered_has_an_example(client: TestClient) -> None:
-    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    document = client.get("/openapi.json").json()
+    assert document["paths"]["/admin/jobs"]["get"]["tags"] == ["durableq"]
+    schemas = document["components"]["schemas"]
     for name in ("RetryMatching", "CancelMatching", "DeleteMatching", "QueueMeant", "EditedArguments", "JobDetail"):
         assert schemas[name]["examples"], f"{name} has no example"
     for name in ("RetryMatching", "CancelMatching", "DeleteMatching", "QueueMeant"):
@@ -314,6 +326,26 @@ def test_a_body_of_exactly_the_limit_is_read_and_no_longer_one(tmp_path: Path) -
             )
             assert answer.status_code == status
     assert answer.json() == {"detail": {"message": "expected at most 65,540 bytes"}}
+
+
+@pytest.mark.parametrize(("options", "kept"), [({}, b"no-store"), ({"may_differ": True}, b"public")])
+async def test_an_answer_has_all_headers_and_its_own_only_where_they_may_differ(
+    options: dict[str, bool], kept: bytes
+) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    answer = Answer(send, HEADERS, **options)
+    await answer({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"public")]})
+    await answer({"type": "http.response.body", "body": b"x"})
+    headers = dict(sent[0]["headers"])
+    assert headers.pop(b"cache-control") == kept
+    assert headers == {
+        name.lower().encode(): value.encode() for name, value in HEADERS.items() if name != "Cache-Control"
+    }
+    assert sent[1] == {"type": "http.response.body", "body": b"x"}
 
 
 async def test_an_answer_that_has_begun_is_not_begun_again_when_it_cannot_be_sent(tmp_path: Path) -> None:

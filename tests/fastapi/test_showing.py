@@ -1,11 +1,13 @@
-"""What operators send back, and what of it is stored: without an application."""
+"""What operators see and send back, and what of it is stored: without an application."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 
+from durableq import DurableQ, Secret
 from durableq.errors import InvalidArguments
-from durableq.fastapi.showing import _is_envelope, as_stored
+from durableq.fastapi.showing import Secrets, _is_envelope, as_stored, secrets_of
 from durableq.models import Job, JobState
 from durableq.redaction import Redactor
 from tests.fastapi.test_admin_details import job
@@ -40,3 +42,35 @@ def test_edited_arguments_may_be_as_deep_as_any_can_be() -> None:
 )
 def test_encrypted_arguments_are_told_from_others(arguments: Any, is_one: bool) -> None:
     assert _is_envelope(arguments) is is_one
+
+
+ENVELOPE = {"$encrypted": {"key": "2026", "nonce": "", "data": ""}}
+SEALED = '{"$encrypted":{"key":"2026","nonce":"","data":""}}'
+SCHEMA = '{"properties": {"email": {"type": "string"}}}'
+
+
+@pytest.mark.parametrize(
+    ("args_json", "other", "knows_all"),
+    [('{"email":"a"}', {"email": "b"}, True), (SEALED, {"email": "b"}, False), ('{"email":"a"}', ENVELOPE, False)],
+)
+@pytest.mark.parametrize("schema", [SCHEMA, None])
+def test_nothing_that_a_job_said_is_shown_while_some_of_its_arguments_are_encrypted(
+    tmp_path: Path, args_json: str, other: Any, knows_all: bool, schema: str | None
+) -> None:
+    secrets = Secrets(DurableQ(tmp_path / "app.db"), {"t": schema})
+    assert secrets.redactor(job(args_json=args_json), other).knows_all is knows_all
+
+
+async def test_what_is_secret_of_a_task_without_code_here_says_its_stored_description(tmp_path: Path) -> None:
+    maker = DurableQ(tmp_path / "app.db", worker=False)
+    maker.task(name="elsewhere")(elsewhere)
+    async with maker.running():
+        await maker.add_task(elsewhere, "a@b", "1234")
+    async with (dq := DurableQ(tmp_path / "app.db", worker=False)).running():
+        declared = (await secrets_of(dq, ["elsewhere"])).declared("elsewhere")
+        assert [declared.hides(name) for name in ("email", "pin", "unheard of")] == [False, True, True]
+    known = await secrets_of(maker, ["elsewhere"])  # no I/O: it does not run
+    assert known.declared("elsewhere").hides("pin")
+
+
+def elsewhere(email: str, pin: Annotated[str, Secret]) -> None: ...
