@@ -30,7 +30,8 @@ class RenderedPage(HTMLResponse):
     """A page, which is rendered when it is sent: in slices, so that the application goes on meanwhile.
 
     A long page takes ten milliseconds of the interpreter that also adds and runs jobs. After each slice it rests
-    longer than what else waits for its turn is likely to need, several turns of the event loop.
+    longer than what else waits for its turn is likely to need, several turns of the event loop; of several pages at a
+    time each rests for all, so that together they take no more.
     """
 
     def __init__(
@@ -45,14 +46,21 @@ class RenderedPage(HTMLResponse):
         await super().__call__(scope, receive, send)
 
 
+_under_way: Final[list[Iterator[str]]] = []
+
+
 async def _in_slices(pieces: Iterator[str]) -> str:
     text = []
-    end = time.perf_counter() + SLICE_SECONDS
-    for piece in pieces:
-        text.append(piece)
-        if time.perf_counter() >= end:
-            await asyncio.sleep(REST_SECONDS)
-            end = time.perf_counter() + SLICE_SECONDS
+    _under_way.append(pieces)
+    try:
+        end = time.perf_counter() + SLICE_SECONDS
+        for piece in pieces:
+            text.append(piece)
+            if time.perf_counter() >= end:
+                await asyncio.sleep(REST_SECONDS * len(_under_way))
+                end = time.perf_counter() + SLICE_SECONDS
+    finally:
+        _under_way.remove(pieces)
     return "".join(text)
 
 

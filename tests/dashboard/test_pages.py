@@ -66,6 +66,23 @@ def test_a_long_log_is_rendered_in_small_pieces(working: Application, monkeypatc
         assert max(lengths) < 10_000 < sum(lengths)
 
 
+async def test_pages_at_a_time_take_no_more_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        rests.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(pages, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr("durableq.dashboard.pages.asyncio.sleep", noted)
+    await asyncio.gather(*(pages._in_slices(iter("abc")) for _ in range(3)))
+    await pages._in_slices(iter("abc"))
+    assert rests[:3] == [pages.REST_SECONDS, 2 * pages.REST_SECONDS, 3 * pages.REST_SECONDS]
+    assert rests[-3:] == [pages.REST_SECONDS] * 3
+    assert pages._under_way == []
+
+
 async def test_a_page_is_sent_whole_and_with_its_length_in_bytes() -> None:
     start, body = await sent(RenderedPage("bare.html", {"base": "", "error": ERROR}, 404, {"X-Own": "1"}))
     headers = dict(start["headers"])
