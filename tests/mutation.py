@@ -1,8 +1,9 @@
 """Mutation testing: `python -m tests.mutation [GROUP ...]`, `make mutate`.
 
 Small faults are put into the modules that promises rest on, one at a time; each must make a test fail. What survives
-is either in tests/mutation_reasons.toml with the reason why that is right, or makes this program fail. It writes
-docs/mutation.md when it has run every group.
+is either in tests/mutation_reasons.toml with the reason why that is right, or makes this program fail. What became of
+each module's faults is kept in docs/mutation.json, and docs/mutation.md is written from it: a run of one group renews
+the rows of its modules.
 
 mutmut makes the faults and runs the tests: in a copy (under .venv/mutation), for each group of modules with the
 tests of that group that take less than half a second. Left out is the wording of messages: strings in what is raised
@@ -20,8 +21,8 @@ import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 from fnmatch import fnmatch
 from importlib.metadata import version
@@ -36,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 WORKSPACES = ROOT / ".venv" / "mutation"
 REASONS = ROOT / "tests" / "mutation_reasons.toml"
 REPORT = ROOT / "docs" / "mutation.md"
+KEPT = ROOT / "docs" / "mutation.json"
 SLOW_SECONDS = 0.5
 PYTEST_OPTIONS = ("--timeout=8", "--hypothesis-seed=0", "-p", "no:cacheprovider")
 STATUSES = {0: "survived", 1: "killed", 3: "killed", 37: "refused", 5: "untested", 33: "untested", None: "left out"}
@@ -53,12 +55,11 @@ def main(arguments: Sequence[str]) -> int:
     if ONLY_REPORT not in arguments:
         for group in chosen:
             test(group)
-    results = [result for group in chosen for result in results_of(group)]
+    tested = [tested_in(group, module) for group in chosen for module in group.modules]
     reasons = reasons_given()
-    print("\n".join(table(results)))
-    if not names:
-        REPORT.write_text(report(results, reasons) + "\n")
-    new = [result for result in results if result.is_open and reason_of(result, reasons) is None]
+    print("\n".join(table(tested)))
+    REPORT.write_text(report(keep(tested), reasons) + "\n")
+    new = [result for one in tested for result in one.open if reason_of(result, reasons) is None]
     print("\n".join(["", *(result.shown() for result in new), f"{len(new)} without a reason in {REASONS.name}"]))
     return 1 if new else 0
 
@@ -79,6 +80,35 @@ class Result:
 
     def shown(self) -> str:
         return f"{self.module}.{self.function} ({self.status})\n    - {self.was}\n    + {self.became}"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What became of the faults of one module."""
+
+    module: str
+    day: str
+    counts: Mapping[str, int]
+    """How many faults, by what became of them."""
+    open: Sequence[Result]
+    """Those that no test has found."""
+
+
+def tested_in(group: Group, module: str) -> Tested:
+    results = list(results_in(WORKSPACES / group.name, module))
+    counts = Counter(result.status for result in results)
+    return Tested(module, f"{date.today():%Y-%m-%d}", counts, [result for result in results if result.is_open])
+
+
+def keep(tested: Sequence[Tested]) -> list[Tested]:
+    """Renew what is kept of these modules; return all that is kept, in the order of the groups."""
+    before = json.loads(KEPT.read_text()) if KEPT.exists() else []
+    kept = {one["module"]: Tested(**one | {"open": [Result(**result) for result in one["open"]]}) for one in before}
+    kept |= {one.module: one for one in tested}
+    modules = [module for group in (*GROUPS, *BY_NAME) for module in group.modules]
+    found = [kept[module] for module in modules if module in kept]
+    KEPT.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+    return found
 
 
 @dataclass(frozen=True)
@@ -119,10 +149,6 @@ def test(group: Group) -> None:
         ended = subprocess.run(command, cwd=workspace, env=environment(), stdout=output, stderr=output, check=False)
     if ended.returncode:
         sys.exit(log.read_text()[-5000:])
-
-
-def results_of(group: Group) -> list[Result]:
-    return [result for module in group.modules for result in results_in(WORKSPACES / group.name, module)]
 
 
 def prepare(workspace: Path, group: Group) -> None:
@@ -327,33 +353,31 @@ def difference(was: Sequence[str], became: Sequence[str]) -> tuple[str, str]:
 COLUMNS = ("faults", "killed", "timed out", "survived", "untested", "refused", "score", "with types")
 
 
-def table(results: Sequence[Result]) -> list[str]:
+def table(tested: Collection[Tested]) -> list[str]:
     """Return the figures of each module, and of all, as the lines of a table in Markdown."""
-    lines = [f"| module | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
-    modules = dict.fromkeys(result.module for result in results)
-    rows = [row(f"`{module}`", [result for result in results if result.module == module]) for module in modules]
-    return [*lines, *rows, row("**all**", results)]
+    lines = [f"| module | {' | '.join(COLUMNS)} | run on |", "|---|" + "---:|" * len(COLUMNS) + "---|"]
+    total = sum((Counter(one.counts) for one in tested), Counter[str]())
+    return [*lines, *(row(f"`{one.module}`", one.counts, one.day) for one in tested), row("**all**", total, "")]
 
 
-def row(name: str, results: Sequence[Result]) -> str:
-    counts = Counter(result.status for result in results)
-    found = counts["killed"] + counts["timed out"]
-    run = found + counts["survived"] + counts["untested"] + counts["left out"]
-    figures = [str(len(results)), *(str(counts[column]) for column in COLUMNS[1:6])]
-    scores = [share(found, run), share(found + counts["refused"], run + counts["refused"])]
-    return f"| {name} | {' | '.join([*figures, *scores])} |"
+def row(name: str, counts: Mapping[str, int], day: str) -> str:
+    killed, late, survived, untested, refused = (counts.get(column, 0) for column in COLUMNS[1:6])
+    found = killed + late
+    run = found + survived + untested + counts.get("left out", 0)
+    figures = [str(sum(counts.values())), *map(str, (killed, late, survived, untested, refused))]
+    return f"| {name} | {' | '.join([*figures, share(found, run), share(found + refused, run + refused)])} | {day} |"
 
 
 def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-def report(results: Sequence[Result], reasons: Sequence[Reason]) -> str:
+def report(tested: Sequence[Tested], reasons: Sequence[Reason]) -> str:
     """Return docs/mutation.md: figures, and every fault that no test has found, under the reason why."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("mutmut", "pytest", "mypy"))
-    lines = [INTRODUCTION.strip(), "", f"{date.today():%d %B %Y}; Python {python_version()}, {versions}.", ""]
-    lines += [*table(results), "", "## What no test finds, and why", ""]
-    remaining = [result for result in results if result.is_open]
+    lines = [INTRODUCTION.strip(), "", f"Python {python_version()}, {versions}.", ""]
+    lines += [*table(tested), "", "## What no test finds, and why", ""]
+    remaining = [result for one in tested for result in one.open]
     for reason in (*reasons, None):
         covered = [result for result in remaining if reason_of(result, reasons) is reason]
         if covered:
@@ -381,8 +405,7 @@ the reasons are kept by hand in `tests/mutation_reasons.toml`, and a survivor wi
 *refused*: mypy does not let it through `make check`, so it is not run. *score*: killed and timed out among all that
 were run; *with types* counts what was refused as found. Left out from the start are the texts of errors and log lines,
 and (mutmut does not touch them) module level constants, SQL among them, decorated functions and annotations. The
-threads and connections around the storage's parts are run by name only, and are in no figures: `make mutate
-GROUP=store`.
+threads and connections around the storage's parts are run by name only: `make mutate GROUP=store`.
 """
 
 
