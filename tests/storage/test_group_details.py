@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from durableq.models import JobExtras, Succeeded
+from durableq.models import JobExtras, Retried, Succeeded
 from durableq.storage.sqlite import checkpoint, versions
 from durableq.storage.sqlite.checkpoint import CHECKPOINT_PAGES, WAL_ALARM_BYTES, Checkpointer
 from durableq.storage.sqlite.connection import Location, connect
@@ -17,8 +17,8 @@ from durableq.storage.sqlite.group import LOOKED_FOR, Effects, claimed_by, still
 from durableq.storage.sqlite.inbox import GROUP_WEIGHT, Inbox
 from durableq.storage.sqlite.operation import Operation
 from durableq.storage.sqlite.rows import leases_from_json
-from tests.storage.support import DONE
-from tests.storage.test_group import Groups
+from tests.storage.support import BOOM, DONE
+from tests.storage.test_group import NOW, Groups
 
 
 @pytest.fixture
@@ -84,6 +84,21 @@ def test_the_first_limit_of_a_group_is_told(groups: Groups) -> None:
     total = Effects(first_limit=7)
     total.include(Effects())
     assert total.first_limit == 7
+
+
+def test_the_first_job_that_comes_due_is_told(groups: Groups) -> None:
+    def first_of(*operations: Operation) -> int | None:
+        return groups.run(*operations)[1].first_due
+
+    soon, late = groups.insert(delay=5), groups.insert(delay=9)
+    assert None is not soon.first_due != late.first_due
+    assert first_of(soon, late) == soon.first_due == first_of(groups.insert(delay=9), groups.insert(delay=5))
+    one, two, three, four = groups.claimed(4)
+    first, second = (Retried(BOOM, run_at=NOW + seconds) for seconds in (5_000_000, 9_000_000))
+    due = [groups.exchange([(lease, retried)]) for lease, retried in ((one, first), (two, second))]
+    assert first_of(*due) == NOW + 5_000_000
+    due = [groups.exchange([(lease, retried)]) for lease, retried in ((three, second), (four, first))]
+    assert first_of(*due) == NOW + 5_000_000
 
 
 # -- the inbox -----------------------------------------------------------------------------------------------
