@@ -96,7 +96,7 @@ class Tested:
 
 def tested_in(group: Group, module: str) -> Tested:
     results = list(results_in(WORKSPACES / group.name, module))
-    counts = Counter(result.status for result in results)
+    counts = dict(Counter(result.status for result in results))
     return Tested(module, f"{date.today():%Y-%m-%d}", counts, [result for result in results if result.is_open])
 
 
