@@ -53,11 +53,14 @@ SCHEMA = '{"properties": {"email": {"type": "string"}}}'
     ("args_json", "other", "knows_all"),
     [('{"email":"a"}', {"email": "b"}, True), (SEALED, {"email": "b"}, False), ('{"email":"a"}', ENVELOPE, False)],
 )
-@pytest.mark.parametrize("schema", [SCHEMA, None])
+@pytest.mark.parametrize("schema", [SCHEMA, None, "the app has the code"])
 def test_nothing_that_a_job_said_is_shown_while_some_of_its_arguments_are_encrypted(
     tmp_path: Path, args_json: str, other: Any, knows_all: bool, schema: str | None
 ) -> None:
-    secrets = Secrets(DurableQ(tmp_path / "app.db"), {"t": schema})
+    dq = DurableQ(tmp_path / "app.db")
+    if schema == "the app has the code":
+        dq.task(name="t")(elsewhere)
+    secrets = Secrets(dq, {"t": schema})
     assert secrets.redactor(job(args_json=args_json), other).knows_all is knows_all
 
 
