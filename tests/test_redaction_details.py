@@ -323,3 +323,15 @@ def test_a_placeholder_in_another_shape_is_refused_with_its_place(edited: dict[s
 def test_line_breaks_and_tabs_become_spaces_in_one_line_and_nothing_else_does() -> None:
     assert one_line("a\nb\r\nc\td  e") == "a b c d  e"
     assert cleaned("a\r\nb\rc\td") == "a\nbc\td"
+
+
+# -- what is not known ---------------------------------------------------------------------------------------
+
+
+def test_of_what_a_task_said_nothing_is_shown_while_some_of_its_secrets_are_not_known() -> None:
+    for redactor in (Redactor((), [CANARY]), Redactor.of({"pin"}, {"pin": CANARY})):
+        assert redactor.knows_all
+        assert redactor.said(f"it was {CANARY}, he said") == f"it was {MASKED}, he said"
+    for redactor in (Redactor((), [CANARY], knows_all=False), Redactor.of({"pin"}, {"pin": CANARY}, knows_all=False)):
+        assert not redactor.knows_all
+        assert redactor.said("nothing of interest") == HIDDEN
