@@ -60,7 +60,7 @@ class Operations:
 
         ``look_at`` bounds how many jobs are compared with what no index answers: the page may then be
         ``is_cut_short``, and even empty, though more match further back. By default all are. Raises
-        `ConfigurationError` for a ``limit`` or ``look_at`` of less than 1.
+        `ConfigurationError` for a ``limit`` or ``look_at`` of less than 1, and for numbers too large to be stored.
         """
         _require(1, limit=limit, look_at=look_at)
         _require(0, cursor=cursor)

@@ -53,7 +53,7 @@ class Settler:
     def take(self, but: Collection[LeaseKey] = ()) -> list[tuple[Lease, Outcome]]:
         """Return the next batch. It stays here until `written`, so that a failed exchange loses nothing.
 
-        Without those ``but`` which something else has to be written for.
+        Jobs in ``but`` stay for a later one: something else has to be written for them first.
         """
         ready = (one for key, one in self._finished.items() if key not in but) if but else self._finished.values()
         return list(islice(ready, AT_ONCE))

@@ -52,7 +52,7 @@ class Troubles:
             else:
                 self.report(doing, None)
                 return result
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load, guards no secret
             backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
 
     def _break(self, error: DurableQError) -> None:
