@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -48,10 +49,13 @@ from tests.support import eventually
 
 
 class Waits:
-    """Takes the place of `time` in a module: to sleep is to move the clock, and to do something after a while."""
+    """Takes the place of `time` in a module: to sleep is to move the clock, and to do something after a while.
+
+    It begins at the real time: other modules read that, also on a machine that was started a moment ago.
+    """
 
     def __init__(self) -> None:
-        self.now = 1_000.0
+        self.began = self.now = time.monotonic()
         self.slept: list[float] = []
         self.afterwards: Callable[[], object] = lambda: None
         self.after = math.inf

@@ -440,7 +440,7 @@ def test_who_has_the_lock_is_asked_after_a_second_and_each_half_second_then(
     waits, asked_at = Waits(), list[float]()
 
     def holder_of(path: Path) -> int:
-        asked_at.append(waits.now - 1_000)
+        asked_at.append(waits.now - waits.began)
         return 77
 
     monkeypatch.setattr(writing, "time", waits)
