@@ -1,6 +1,7 @@
 """The commands of ``python -m durableq`` (extra ``cli``)."""
 
 import asyncio
+import contextlib
 import json
 import platform
 import random
@@ -10,14 +11,17 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
 from durableq import DurableQ, DurableQError, __version__
+from durableq.clock import SystemClock
 from durableq.encryption import Rotation, new_key
-from durableq.storage import holds_queue
+from durableq.storage import back_up, holds_queue
+from durableq.storage import restore as put_back
 from durableq.torture.checks import CHECKS
 from durableq.torture.verdicts import FULL, QUICK, Check, Sizes, Verdict
 
@@ -86,17 +90,46 @@ def rotate_keys(
     if not holds_queue(database):
         print(f"expected the file of a queue, and {str(database)!r} holds none; is the path right?", file=sys.stderr)
         raise typer.Exit(2)
-    try:
+    with _refusals_in_words():
         rotation = asyncio.run(_rotated(database))
-    except DurableQError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
     print(f"{rotation.looked_at:,} jobs: {rotation.args:,} arguments and {rotation.results:,} results encrypted anew.")
     if rotation.unreadable:
         print(
             f"{rotation.unreadable:,} could not be read: a key is missing, or they are damaged; they stay as they are."
         )
     raise typer.Exit(1 if rotation.unreadable else 0)
+
+
+@app.command()
+def backup(
+    database: Annotated[Path, typer.Argument(help="The queue's SQLite file; whoever works on it goes on.")],
+    copy: Annotated[Path, typer.Argument(help="A new file, which its owner alone can read.")],
+) -> None:
+    """Copy a queue's file, and all else that is in it, while it is in use.
+
+    Never copy it by other means: what it was told last stands in its -wal file. Exits 2, with no copy, when it fails.
+    """
+    with _refusals_in_words():
+        jobs = back_up(database, copy)
+        print(f"{copy} holds {jobs:,} {'job' if jobs == 1 else 'jobs'}, and is whole. To put it back, stop what uses")
+        print(f"{database}, and run: durableq restore {copy} {database}")
+
+
+@app.command()
+def restore(
+    copy: Annotated[Path, typer.Argument(help="What 'durableq backup' has made.")],
+    database: Annotated[Path, typer.Argument(help="The queue's SQLite file. What there is now is kept beside it.")],
+) -> None:
+    """Put a copy in the place of a queue's file, which nothing may have open.
+
+    Jobs that ran when the copy was made, or have run since, run again. Exits 2, with nothing changed, when the file is
+    in use or the copy cannot be used.
+    """
+    with _refusals_in_words():
+        kept = put_back(copy, database, SystemClock())
+        print(
+            f"{database} is now what {copy} holds. {'' if kept is None else f'What it was is kept as {kept}.'}".rstrip()
+        )
 
 
 @app.command()
@@ -117,14 +150,21 @@ def dashboard(
     Prints an address that lets one browser in, once. Needs 'durableq[dashboard]' and uvicorn. Ends with Ctrl-C.
     """
     try:
-        from durableq.dashboard.standalone import serve
+        with _refusals_in_words():
+            from durableq.dashboard.standalone import serve
 
-        serve(db, host=host, port=port, role=cast("Role", role), allow_network=allow_network, tell=_tell_address)
+            serve(db, host=host, port=port, role=cast("Role", role), allow_network=allow_network, tell=_tell_address)
+    except KeyboardInterrupt:  # as it was told to end it
+        print()
+
+
+@contextlib.contextmanager
+def _refusals_in_words() -> Iterator[None]:
+    try:
+        yield
     except DurableQError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
-    except KeyboardInterrupt:  # as it was told to end it
-        print()
 
 
 def _tell_address(address: str) -> None:

@@ -85,7 +85,7 @@ def test_rotate_keys_of_a_file_that_is_not_there_makes_none(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["torture", "new-key", "rotate-keys", "dashboard"])
+@pytest.mark.parametrize("command", ["torture", "new-key", "rotate-keys", "backup", "restore", "dashboard"])
 def test_every_command_explains_itself(command: str) -> None:
     ran = runner.invoke(app, [command, "--help"])
     assert ran.exit_code == 0

@@ -35,6 +35,20 @@ def holds_queue(path: Path) -> bool:
     return path.is_file() and is_queue(path)
 
 
+def back_up(source: Path, target: Path) -> int:
+    """Copy a queue's file while it is in use: see `durableq.storage.sqlite.backup`."""
+    from durableq.storage.sqlite.backup import back_up
+
+    return back_up(source.resolve(), target.absolute())
+
+
+def restore(backup: Path, target: Path, clock: Clock) -> Path | None:
+    """Put a copy in the place of a queue's file while it is not: see `durableq.storage.sqlite.backup`."""
+    from durableq.storage.sqlite.backup import restore
+
+    return restore(backup.resolve(), target.resolve(), clock)
+
+
 def _database_path(text: str) -> Path:
     if text in ("", ":memory:") or ":memory:" in text or "mode=memory" in text:
         raise ConfigurationError(

@@ -281,10 +281,7 @@ FAULTS: Final = {fault.id: fault for section in SECTIONS for fault in section.fa
 
 _NO_SERVER: Final = "durableq runs on SQLite only: one machine, one clock, no server that could restart."
 _NO_SCHEDULES: Final = "There are no recurring schedules: a job runs once, at one instant."
-_NO_BACKUP_COMMAND: Final = "There is no backup command: `VACUUM INTO` of any SQLite shell takes a whole copy."
 NOT_APPLICABLE: Final = {
-    "F30": _NO_BACKUP_COMMAND,
-    "F31": _NO_BACKUP_COMMAND,
     "F37": _NO_SCHEDULES,
     "F38": _NO_SCHEDULES,
     "F39": _NO_SERVER,

@@ -23,6 +23,8 @@ else:
 
 OPENING: Final = 0
 """The byte of the lock file that is held while a database is created, migrated or closed."""
+_TO_THE_END: Final = 0
+"""What `fcntl.lockf` calls a length without end."""
 
 _NETWORK_FILESYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gfs2", "ocfs2", "webdav"}
@@ -134,21 +136,30 @@ class LockFile:
         self._unlock(byte)
         return True
 
+    def is_any_held(self) -> bool:
+        """Whether some process holds a byte, but for the one of `OPENING`. Without kernel locks nobody knows: False."""
+        if self._held - {OPENING}:
+            return True
+        if not self._try_lock(OPENING + 1, _TO_THE_END):
+            return True
+        self._unlock(OPENING + 1, _TO_THE_END)
+        return False
+
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def _try_lock(self, byte: int) -> bool:
+    def _try_lock(self, byte: int, length: int = 1) -> bool:
         if fcntl is None:
             return True
         try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, byte)
         except (BlockingIOError, PermissionError):
             return False
         return True
 
-    def _unlock(self, byte: int) -> None:
+    def _unlock(self, byte: int, length: int = 1) -> None:
         if fcntl is not None:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, byte)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, length, byte)
 
 
 _open_locks: dict[str, LockFile] = {}
