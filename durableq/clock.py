@@ -15,6 +15,7 @@ from typing import Final, Protocol
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND: Final = 1_000_000
 """Microseconds in a second."""
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class Clock(Protocol):
@@ -48,20 +49,20 @@ class SystemClock:
 
 def to_datetime(micros: int) -> datetime:
     """Turn stored microseconds into an aware UTC datetime, exactly."""
-    return EPOCH + timedelta(microseconds=micros)
+    return EPOCH + timedelta(0, 0, micros)  # by position: every new job comes by here
 
 
 def from_datetime(moment: datetime) -> int:
     """Turn an aware datetime into microseconds, exactly. Raises `ValueError` for a naive one."""
     if moment.tzinfo is None:
         raise ValueError(f"expected a datetime with a time zone, got the naive {moment!r}; add tzinfo=UTC")
-    return (moment - EPOCH) // timedelta(microseconds=1)
+    return (moment - EPOCH) // _MICROSECOND
 
 
 def to_micros(duration: timedelta | float) -> int:
     """Turn a `timedelta`, or a number of seconds, into microseconds."""
     if isinstance(duration, timedelta):
-        return duration // timedelta(microseconds=1)
+        return duration // _MICROSECOND
     return round(duration * SECOND)
 
 

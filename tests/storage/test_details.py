@@ -203,6 +203,36 @@ def test_a_settlement_says_what_follows_from_each_outcome() -> None:
     assert settlement.size == len(settlement.outcomes) + len(settlement.attempts or "")
 
 
+SETTINGS, LATER = '{"timeout": 1}', Succeeded(None, (Backend("").job(),))
+
+
+@pytest.mark.parametrize(
+    ("settled", "seqs"),
+    [
+        ([(lease(1), DONE), (lease(2), DONE)], [1, 2]),
+        ([(lease(1, lease_no=2), DONE), (lease(2, lease_no=2), DONE)], [1, 2]),
+        ([(lease(1), DONE), (lease(2, lease_no=2), DONE)], None),
+        ([(lease(1), DONE), (lease(2, settings=SETTINGS), DONE)], None),
+        ([(lease(1), DONE), (lease(2), Succeeded("7"))], None),
+        ([(lease(1), DONE), (lease(2), LATER)], None),
+        ([(lease(1), DONE), (lease(2), DEAD)], None),
+    ],
+)
+def test_successes_of_which_there_is_nothing_else_to_write_are_told_by_their_numbers(
+    settled: list[tuple[Lease, Outcome]], seqs: list[int] | None
+) -> None:
+    settlement = settlement_of(settled, NOW)
+    assert settlement.count == 2
+    assert settlement.has_final
+    if seqs is None:
+        assert settlement.succeeded is None
+    else:
+        assert json.loads(settlement.succeeded or "") == seqs
+        assert settlement.lease_no == settled[0][0].lease_no
+        assert settlement.size == len(settlement.succeeded or "")
+    assert [one[0] for one in json.loads(settlement.outcomes)] == [1, 2], "for when some are lost"
+
+
 def test_a_settlement_without_an_end_says_so() -> None:
     waiting = settlement_of([(lease(1), Snoozed(NOW + 1)), (lease(2), Retried(BOOM, NOW + 2))], NOW)
     assert (waiting.has_final, waiting.has_queued, waiting.first_due) == (False, False, NOW + 1)

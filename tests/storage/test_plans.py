@@ -43,6 +43,7 @@ HOT = [
     pytest.param(choose_statement(0, True), CHOICE, "durableq_jobs_suspect", id="choose a suspect"),
     pytest.param(SQL["take"], {"seqs": SEQS, "worker_id": 1, "now": 0}, "INTEGER PRIMARY KEY", id="take"),
     pytest.param(SQL["settle"], {"outcomes": OUTCOMES, "now": 0}, "INTEGER PRIMARY KEY", id="settle"),
+    pytest.param(SQL["succeed"], {"seqs": SEQS, "lease_no": 1, "now": 0}, "INTEGER PRIMARY KEY", id="succeed"),
     pytest.param(SQL["dead_letters"], {"look_at": 10}, "durableq_jobs_failed", id="dead letters"),
     pytest.param(SQL["tallies"], TALLIES, "PRIMARY KEY", id="tallies"),
     pytest.param(SQL["lost_leases"], {"outcomes": OUTCOMES}, "INTEGER PRIMARY KEY", id="lost leases"),
@@ -347,6 +348,7 @@ def test_retrying_dead_letters_of_one_key_reads_each_of_them_a_few_times_at_most
     [
         pytest.param(SQL["take"], {"seqs": SEQS, "worker_id": 1, "now": 0}, id="take"),
         pytest.param(SQL["settle"], {"outcomes": OUTCOMES, "now": 0}, id="settle"),
+        pytest.param(SQL["succeed"], {"seqs": SEQS, "lease_no": 1, "now": 0}, id="succeed"),
         pytest.param(SQL["promote_due"], {"now": 0, "limit": 500}, id="promote"),
     ],
 )
