@@ -19,7 +19,7 @@ from durableq.storage.sqlite.writer import Writer
 
 logger = logging.getLogger("durableq.storage")
 
-TOGETHER: Final = 8
+TOGETHER: Final = 32
 """So many additions of one turn of the loop go across at once; the rest of the turn overlaps with their commit."""
 
 
