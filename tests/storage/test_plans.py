@@ -16,7 +16,7 @@ from durableq.history import BUCKETS
 from durableq.models import JobFilter, JobState
 from durableq.storage.sqlite import schema, searching, transitions
 from durableq.storage.sqlite.connection import Location, connect
-from durableq.storage.sqlite.statements import SQL, choose_statement, insert_statement
+from durableq.storage.sqlite.statements import SQL, choose_statement, insert_statement, tallies_statement
 
 SEQS = json.dumps([1, 2, 3])
 NAMES = json.dumps(["a", "b"])
@@ -29,7 +29,8 @@ CHOICE = {
     "limit_1": 10,
     "suspect_tasks": NAMES,
 }
-TALLIES = {"since": 0, "until": 120, "step": 60, "queue": None, "task": None, "ways": "[1, 6]"}
+TALLIES = {"since": 0, "until": 120, "step": 60, "queue": None, "task": None}
+SUMS = tallies_statement((("step",), ("queue", "task")))
 OUTCOMES = json.dumps([[1, 1, "succeeded", 0, 0, None, 5, None, None, None]])
 ROW = ["id", "task", "queue", 0, "queued", "{}", 0, 5, 0, 0]
 JOB = json.dumps([ROW])
@@ -45,7 +46,7 @@ HOT = [
     pytest.param(SQL["settle"], {"outcomes": OUTCOMES, "now": 0}, "INTEGER PRIMARY KEY", id="settle"),
     pytest.param(SQL["succeed"], {"seqs": SEQS, "lease_no": 1, "now": 0}, "INTEGER PRIMARY KEY", id="succeed"),
     pytest.param(SQL["dead_letters"], {"look_at": 10}, "durableq_jobs_failed", id="dead letters"),
-    pytest.param(SQL["tallies"], TALLIES, "PRIMARY KEY", id="tallies"),
+    pytest.param(SUMS, TALLIES, "PRIMARY KEY", id="tallies"),
     pytest.param(SQL["lost_leases"], {"outcomes": OUTCOMES}, "INTEGER PRIMARY KEY", id="lost leases"),
     pytest.param(SQL["insert_attempts"], {"attempts": OUTCOMES, "now": 0}, "INTEGER PRIMARY KEY", id="attempts"),
     pytest.param(SQL["promote_due"], {"now": 0, "limit": 500}, "durableq_jobs_due", id="promote"),

@@ -19,12 +19,10 @@ from durableq.reports import (
 )
 from durableq.storage.sqlite import payloads, rows, searching
 from durableq.storage.sqlite.reader import Reader
-from durableq.storage.sqlite.statements import SQL
+from durableq.storage.sqlite.statements import SQL, tallies_statement
 from durableq.storage.sqlite.writer import Writer
 
 _NO_LIMIT: Final = -1
-_TOLD_APART: Final[dict[SummedBy, int]] = {"step": 1, "queue": 2, "task": 4}
-"""The bits of a way in the statement ``tallies``."""
 
 
 class Looking:
@@ -193,10 +191,9 @@ class Looking:
             "step": steps.step,
             "queue": queue,
             "task": task,
-            "ways": json.dumps([sum(_TOLD_APART[one] for one in way) for way in ways]),
         }
         summed: list[list[Tally]] = [[] for _ in ways]
-        for number, *tally in await self._reader.fetch(SQL["tallies"], values):
+        for number, *tally in await self._reader.fetch(tallies_statement(tuple(map(tuple, ways))), values):
             summed[number].append(Tally._make(tally))
         return summed
 

@@ -1,8 +1,11 @@
 """The SQL of ``queries.sql``, loaded once, by name."""
 
+from collections.abc import Collection
 from functools import cache
 from importlib import resources
 from typing import Final
+
+from durableq.history import SummedBy
 
 _MARK: Final = "-- name: "
 _LEASE_COLUMNS: Final = (
@@ -77,3 +80,24 @@ def choose_statement(lanes: int, with_suspect: bool) -> str:
         # A worker that was reaped while it was held up must not take jobs in a name that nobody watches any more.
         "WHERE EXISTS (SELECT 1 FROM durableq_workers WHERE id = :worker_id)"
     )
+
+
+_TOLD_APART: Final[dict[SummedBy, tuple[str, str]]] = {
+    "step": ("at / :step * :step", ":since"),
+    "queue": ("queue", "''"),
+    "task": ("task", "''"),
+}
+"""What tallies are told apart by: the column, and what stands there where they are not."""
+
+
+@cache
+def tallies_statement(ways: tuple[Collection[SummedBy], ...]) -> str:
+    """Return the SELECT that sums tallies up once for each way. Its rows begin with the number of the way."""
+    return "\nUNION ALL\n".join(_tallies_of(number, way) for number, way in enumerate(ways))
+
+
+def _tallies_of(number: int, way: Collection[SummedBy]) -> str:
+    statement = SQL["tallies"].replace("WAY", str(number))
+    for name, (column, otherwise) in _TOLD_APART.items():
+        statement = statement.replace(name.upper(), column if name in way else otherwise)
+    return statement.replace("GROUPED", "".join(f"{_TOLD_APART[name][0]}, " for name in way))
