@@ -546,6 +546,32 @@ async def test_the_end_leaves_no_read_that_opens_after_it(
     await eventually(lambda: not reading_threads(), within=2)
 
 
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(error_of(sqlite3.SQLITE_CORRUPT), StorageUnusable), (sqlite3.ProgrammingError("no"), NotStored)],
+)
+async def test_what_fails_after_the_end_is_told_for_what_it_is(
+    location: Location, monkeypatch: pytest.MonkeyPatch, error: sqlite3.Error, kind: type[Exception]
+) -> None:
+    may_fail = asyncio.Event()
+
+    async def fail(connection: aiosqlite.Connection) -> None:
+        await may_fail.wait()
+        raise error
+
+    for name in ("_READING_SECONDS", "_INTERRUPTED_SECONDS"):
+        monkeypatch.setattr(reader_module, name, 0.01)
+    monkeypatch.setattr(reader_module, "_open", fail)
+    reader = Reader(location)
+    late = asyncio.ensure_future(reader.fetch("SELECT 1"))
+    await asyncio.sleep(0)
+    await reader.close()
+    may_fail.set()
+    with pytest.raises(kind):
+        await late
+    await eventually(lambda: not reading_threads(), within=2)
+
+
 async def test_an_end_that_is_cancelled_leaves_no_connection_behind(
     location: Location, opened: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
