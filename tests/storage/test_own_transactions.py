@@ -181,6 +181,17 @@ class TestCompleting:
         clock.advance(1)
         assert await storage.drop_results(10) == 1
 
+    async def test_what_a_job_said_last_is_stored_by_the_commit(
+        self, backend: Backend, storage: Storage, connection: sqlite3.Connection
+    ) -> None:
+        [lease] = await backend.claimed(storage)
+        notes = Notes([(lease.key, Progress(3, 3))], [(lease.key, 1, 0, "done")])
+        with transaction(connection):
+            carry_out(connection, storage.completing(lease, None, [], notes))
+            assert await storage.logs(lease.id) == []
+        assert (await stored(storage, lease.id)).progress == Progress(3, 3)
+        assert [line.message for line in await storage.logs(lease.id)] == ["done"]
+
     async def test_a_rollback_leaves_the_job_running(
         self, backend: Backend, storage: Storage, connection: sqlite3.Connection
     ) -> None:

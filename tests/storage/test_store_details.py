@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from durableq.clock import to_micros
 from durableq.errors import (
     QueueNotRunning,
 )
-from durableq.models import Job, JobExtras, JobFilter, JobState
+from durableq.models import Job, JobExtras, JobFilter, JobState, LeaseKey
 from durableq.storage.protocol import Storage
 from durableq.storage.sqlite import host, lookout
 from durableq.storage.sqlite import reader as reader_module
@@ -150,6 +150,25 @@ async def test_the_condition_tells_who_shares_the_file_and_how_large_it_is(
     await eventually(lambda: storage.condition().is_shared)
 
 
+async def test_a_queue_that_is_resumed_wakes_the_worker_and_one_that_was_not_paused_does_not(
+    no_looks: None, woken: Woken
+) -> None:
+    await woken.backend.added(woken.storage)
+    assert await woken.after(woken.storage.pause("default", who="ann")) == []
+    for heard in ([False], []):
+        assert await woken.after(woken.storage.resume("default", who="ann")) == heard
+
+
+async def test_a_worker_is_told_which_of_its_jobs_were_cancelled_with_others(no_looks: None, backend: Backend) -> None:
+    storage, told = await backend.open(), list[Collection[LeaseKey]]()
+    await storage.register(lambda new_names: None, told.append)
+    leases = await backend.claimed(storage, 2)
+    await backend.claimed(storage, queue="other")
+    assert await storage.cancel_matching(JobFilter(queue="default"), who="ann", limit=10) == 2
+    await storage.exchange([], None)
+    assert [sorted(keys) for keys in told] == [[lease.key for lease in leases]]
+
+
 async def test_jobs_that_are_taken_back_wake_the_worker(no_looks: None, woken: Woken) -> None:
     [lease] = await woken.backend.claimed(woken.storage)
     with contextlib.closing(connect(Location(Path(woken.backend.url)))) as other:
@@ -163,7 +182,7 @@ def expiring(backend: Backend) -> Job[Any]:
     return replace(backend.job(), extras=JobExtras(expires_at=backend.clock.wall() - 1))
 
 
-@pytest.mark.parametrize("way", ["reaped", "overdue", "cancelled"])
+@pytest.mark.parametrize("way", ["reaped", "overdue", "cancelled", "cancelled with others"])
 async def test_whoever_waits_is_told_at_once_of_jobs_that_no_worker_finished(
     no_looks: None, backend: Backend, way: str
 ) -> None:
@@ -180,8 +199,10 @@ async def test_whoever_waits_is_told_at_once_of_jobs_that_no_worker_finished(
         assert await storage.reap(lambda lease, reason, charged: DEAD)
     elif way == "overdue":
         assert await storage.give_up_overdue(lambda lease, now: DEAD, 10)
-    else:
+    elif way == "cancelled":
         await storage.cancel(waiting.id, who="ann")
+    else:
+        assert await storage.cancel_matching(JobFilter(), who="ann", limit=10) == 2
     await storage.exchange([], None)
     assert looks == [way]
     unwatch()

@@ -1,0 +1,84 @@
+"""What people are shown, at the edges: nothing known, just full, a moment too late, and marks that mean something."""
+
+from pathlib import Path
+
+import pytest
+
+from durableq.models import Dead, Failure, JobFilter, JobState
+from durableq.reports import Count
+from durableq.storage.protocol import Storage
+from durableq.storage.sqlite.connection import Location, begin, connect
+from durableq.storage.sqlite.statements import SQL
+from durableq.testing import ManualClock
+from tests.storage.support import DEAD, LEASE, Backend
+
+
+def change(backend: Backend, sql: str, **values: object) -> None:
+    """Change something in the file, as another process would."""
+    connection = connect(Location(Path(backend.url)))
+    begin(connection)
+    connection.execute(sql, values)
+    connection.execute("COMMIT")
+    connection.close()
+
+
+async def test_dead_letters_of_which_nothing_is_known_have_empty_texts(backend: Backend, storage: Storage) -> None:
+    await backend.finished(storage, DEAD)
+    change(backend, "UPDATE durableq_jobs SET error_type = NULL, error_message = NULL")
+    [group] = (await storage.dead_letters(look_at=10)).groups
+    assert (group.error_type, group.latest_message, group.number) == ("", "", 1)
+
+
+async def test_a_task_is_told_with_the_schema_of_its_arguments(backend: Backend, storage: Storage) -> None:
+    storage.describe_tasks_with({"a": '{"type": "object"}'}.get)
+    for task in ("a", "b"):
+        await backend.added(storage, task=task)
+    assert [(one.name, one.arguments_schema) for one in await storage.tasks()] == [
+        ("a", '{"type": "object"}'),
+        ("b", None),
+    ]
+
+
+async def test_a_worker_is_alive_to_the_end_of_its_lease(storage: Storage, clock: ManualClock) -> None:
+    clock.advance(LEASE)
+    [worker] = await storage.workers()
+    assert worker.is_alive
+    clock.advance(0.000001)
+    [worker] = await storage.workers()
+    assert not worker.is_alive
+
+
+async def test_a_worker_whose_process_is_gone_is_shown_as_dead_before_it_is_buried(
+    backend: Backend, storage: Storage, clock: ManualClock
+) -> None:
+    gone = {"pid": 1, "boot_id": clock.boot_id(), "expires_at": clock.boot() + 60_000_000, "now": clock.wall()}
+    change(backend, SQL["register_worker"], **gone)
+    assert [(one.is_alive, one.is_here) for one in await storage.workers()] == [(True, True), (False, False)]
+
+
+async def test_a_page_of_what_people_did_that_is_just_full_is_the_last(backend: Backend, storage: Storage) -> None:
+    for job in await backend.added(storage, 3):
+        await storage.cancel(job.id, who="ann")
+    page = await storage.audit(cursor=None, limit=3)
+    assert (len(page.entries), page.next_cursor) == (3, None)
+
+
+async def test_a_backslash_in_an_error_is_looked_for_as_it_is(backend: Backend, storage: Storage) -> None:
+    [wanted] = await backend.finished(storage, Dead(Failure("E", r"no C:\%temp\x_1", "")))
+    await backend.finished(storage, Dead(Failure("E", "no C:%tempXx_1", "")))
+    for text, found in ((r":\%", [wanted.id]), (r"TEMP\x", [wanted.id]), (r"\\", [])):
+        page = await storage.find(JobFilter(error_text=text), cursor=None, limit=10)
+        assert [job.id for job in page.jobs] == found, text
+
+
+@pytest.mark.parametrize(("number", "is_all"), [(4, True), (5, False)])
+async def test_a_state_that_many_jobs_are_in_is_looked_through_in_stretches(
+    backend: Backend, storage: Storage, number: int, is_all: bool
+) -> None:
+    await backend.added(storage, queue="rare")
+    await backend.added(storage, number - 1)
+    await backend.added(storage, 5, delay=60)
+    where = JobFilter(state=JobState.QUEUED, queue="rare")
+    page = await storage.find(where, cursor=None, limit=5, look_at=5)
+    assert (len(page.jobs), page.is_cut_short) == ((1, False) if is_all else (0, True))
+    assert await storage.count(where, look_at=5) == (Count(1) if is_all else Count(0, is_all=False))
