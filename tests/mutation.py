@@ -31,7 +31,7 @@ from pathlib import Path
 from platform import python_version
 from typing import TypeGuard
 
-from tests.mutation_groups import BY_NAME, GROUPS, Group
+from tests.mutation_groups import GROUPS, Group
 
 ROOT = Path(__file__).parents[1]
 WORKSPACES = ROOT / ".venv" / "mutation"
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments[:1] == [TYPES]:
         return check_types(arguments[2:])
     names = [name for name in arguments if name != ONLY_REPORT]
-    chosen = [group for group in (*GROUPS, *BY_NAME) if group.name in names] if names else list(GROUPS)
+    chosen = [group for group in GROUPS if group.name in names or not names]
     if ONLY_REPORT not in arguments:
         for group in chosen:
             test(group)
@@ -105,7 +105,7 @@ def keep(tested: Sequence[Tested]) -> list[Tested]:
     before = json.loads(KEPT.read_text()) if KEPT.exists() else []
     kept = {one["module"]: Tested(**one | {"open": [Result(**result) for result in one["open"]]}) for one in before}
     kept |= {one.module: one for one in tested}
-    modules = [module for group in (*GROUPS, *BY_NAME) for module in group.modules]
+    modules = [module for group in GROUPS for module in group.modules]
     found = [kept[module] for module in modules if module in kept]
     KEPT.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
     return found
@@ -404,8 +404,7 @@ the reasons are kept by hand in `tests/mutation_reasons.toml`, and a survivor wi
 *killed*: a test failed. *timed out*: a test never came to its end. *untested*: none of the chosen tests runs the code.
 *refused*: mypy does not let it through `make check`, so it is not run. *score*: killed and timed out among all that
 were run; *with types* counts what was refused as found. Left out from the start are the texts of errors and log lines,
-and (mutmut does not touch them) module level constants, SQL among them, decorated functions and annotations. The
-threads and connections around the storage's parts are run by name only: `make mutate GROUP=store`.
+and (mutmut does not touch them) module level constants, SQL among them, decorated functions and annotations.
 """
 
 

@@ -118,8 +118,6 @@ GROUPS = (
         [f"storage.sqlite.{name}" for name in ("group", "operation", "inbox", "checkpoint", "versions")],
         WRITER_TESTS,
     ),
-)
-BY_NAME = (
     Group(
         "threads",
         [
@@ -135,16 +133,11 @@ BY_NAME = (
                 "connection",
             )
         ],
-        [
-            *DETAILS,
-            "tests/storage/test_writer_details.py",
-            "tests/storage/test_handover.py",
-        ],
+        [*DETAILS, "tests/storage/test_writer_details.py", "tests/storage/test_handover.py"],
     ),
     Group(
         "store",
         [f"storage.sqlite.{name}" for name in ("store", "transacting", "mending", "looking", "searching")],
-        [*DETAILS, *WRITER_TESTS],
+        [*DETAILS, *WRITER_TESTS, "tests/storage/test_looking_details.py"],
     ),
 )
-"""Groups that run only when they are named, and are in no figures."""

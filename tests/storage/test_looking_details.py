@@ -7,10 +7,12 @@ import pytest
 from durableq.models import Dead, Failure, JobFilter, JobState
 from durableq.reports import Count
 from durableq.storage.protocol import Storage
+from durableq.storage.sqlite import mending
 from durableq.storage.sqlite.connection import Location, begin, connect
 from durableq.storage.sqlite.statements import SQL
 from durableq.testing import ManualClock
-from tests.storage.support import DEAD, LEASE, Backend
+from tests.storage.contract_by_hand import in_state
+from tests.storage.support import DEAD, DONE, LEASE, Backend, stored
 
 
 def change(backend: Backend, sql: str, **values: object) -> None:
@@ -82,3 +84,31 @@ async def test_a_state_that_many_jobs_are_in_is_looked_through_in_stretches(
     page = await storage.find(where, cursor=None, limit=5, look_at=5)
     assert (len(page.jobs), page.is_cut_short) == ((1, False) if is_all else (0, True))
     assert await storage.count(where, look_at=5) == (Count(1) if is_all else Count(0, is_all=False))
+
+
+@pytest.mark.parametrize("state", ["dead", "cancelled"])
+async def test_other_states_are_not_gone_on_to_once_a_state_was_looked_through(
+    backend: Backend, storage: Storage, state: str
+) -> None:
+    await backend.finished(storage, DONE)
+    for _ in range(3):
+        await in_state(state, backend, storage)
+    page = await storage.find(JobFilter(state=JobState(state), queue="none"), cursor=None, limit=5, look_at=3)
+    assert (page.jobs, page.next_cursor, page.is_cut_short) == ([], None, False)
+    page = await storage.find(JobFilter(state=JobState(state), queue="none"), cursor=None, limit=5, look_at=2)
+    assert page.is_cut_short
+
+
+async def test_the_oldest_are_changed_together_up_to_the_last_that_was_asked_for(
+    backend: Backend, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mending, "AT_ONCE", 2)
+    jobs = await backend.added(storage, 4)
+    assert await storage.cancel_matching(JobFilter(), who="ann", limit=3) == 3
+    states = [(await stored(storage, job.id)).state for job in jobs]
+    assert states == [JobState.CANCELLED] * 3 + [JobState.QUEUED]
+
+
+async def test_where_there_are_no_jobs_none_is_changed(storage: Storage) -> None:
+    for act in (storage.retry_matching, storage.cancel_matching, storage.delete_matching):
+        assert await act(JobFilter(), who="ann", limit=10) == 0
