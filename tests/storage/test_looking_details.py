@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from durableq.models import Dead, Failure, JobFilter, JobState
+from durableq.models import Dead, Failure, JobFilter, JobState, Succeeded
 from durableq.reports import Count
 from durableq.storage.protocol import Storage
 from durableq.storage.sqlite import mending
@@ -12,7 +12,7 @@ from durableq.storage.sqlite.connection import Location, begin, connect
 from durableq.storage.sqlite.statements import SQL
 from durableq.testing import ManualClock
 from tests.storage.contract_by_hand import in_state
-from tests.storage.support import DEAD, DONE, LEASE, Backend, stored
+from tests.storage.support import DEAD, DONE, LEASE, Backend, settle, stored
 
 
 def change(backend: Backend, sql: str, **values: object) -> None:
@@ -32,13 +32,13 @@ async def test_dead_letters_of_which_nothing_is_known_have_empty_texts(backend: 
 
 
 async def test_a_task_is_told_with_the_schema_of_its_arguments(backend: Backend, storage: Storage) -> None:
-    storage.describe_tasks_with({"a": '{"type": "object"}'}.get)
-    for task in ("a", "b"):
-        await backend.added(storage, task=task)
-    assert [(one.name, one.arguments_schema) for one in await storage.tasks()] == [
-        ("a", '{"type": "object"}'),
-        ("b", None),
-    ]
+    schemas = {name: f'{{"title": "{name}"}}' for name in ("added", "following")}
+    storage.describe_tasks_with(schemas.get)
+    await backend.added(storage, task="added")
+    [lease] = await backend.claimed(storage, task="without")
+    await settle(storage, [(lease, Succeeded(None, (backend.job(task="following"),)))])
+    told = {one.name: one.arguments_schema for one in await storage.tasks()}
+    assert told == {**schemas, "without": None}
 
 
 async def test_a_worker_is_alive_to_the_end_of_its_lease(storage: Storage, clock: ManualClock) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Awaitable, Collection
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,8 @@ from durableq.storage.sqlite.sharing import acquire_writer, release_writer
 from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.store import SqliteStorage
 from durableq.testing import ManualClock
-from tests.storage.support import DEAD, DONE, ENDLESS, LEASE, Backend, claim, runs_again, stored
+from tests.storage.faults import record_statements
+from tests.storage.support import DEAD, DONE, ENDLESS, LEASE, Backend, claim, runs_again, settle, stored
 from tests.support import eventually
 
 
@@ -232,6 +234,47 @@ async def test_a_writer_that_nobody_needs_any_more_sleeps_until_it_is_woken(
     unwatch()
     assert [*found, writer.lookout.sleep_seconds() is None] == [False, True]
     release_writer(writer)
+
+
+async def test_a_process_is_registered_once_whatever_becomes_of_what_is_written_beside_it(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time it takes the lock of a new row: run once more, it would hold that of a row that is not there."""
+    statements = record_statements(monkeypatch)
+    storage, newcomer = await backend.worker(), await backend.open()
+    [lost] = await backend.claimed(storage)
+    await settle(storage, [(lost, DONE)])
+    statements.clear()
+    may_go_on = threading.Event()
+    assert isinstance(storage, SqliteStorage)
+    before = asyncio.ensure_future(storage._transact(lambda connection: may_go_on.wait(5)))
+    await asyncio.sleep(0)
+    registering = asyncio.ensure_future(newcomer.register(None))
+    settling = asyncio.ensure_future(settle(storage, [(lost, DONE)]))
+    for _ in range(3):  # until all of it has been handed over
+        await asyncio.sleep(0)
+    may_go_on.set()
+    await asyncio.gather(before, registering)
+    assert await settling == {lost.seq}
+    assert statements.count(SQL["register_worker"]) == 1
+
+
+async def test_who_is_not_registered_claims_nothing_in_the_name_of_another(backend: Backend) -> None:
+    registered, nobody = await backend.worker(), await backend.open()
+    await backend.added(registered)
+    assert await claim(nobody) == []
+    assert len(await claim(registered)) == 1
+
+
+async def test_additions_are_patient_unless_they_say_otherwise(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, added = await backend.open(), list[bool]()
+    assert isinstance(storage, SqliteStorage)
+    monkeypatch.setattr(storage._outgoing, "add", lambda addition: added.append(addition.impatient))
+    storage.insert([backend.job()])
+    storage.insert([backend.job()], impatient=True)
+    assert added == [False, True]
 
 
 async def test_a_storage_that_is_not_open_says_so(backend: Backend) -> None:
