@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import sqlite3
 import threading
-from collections.abc import Awaitable, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -236,6 +237,25 @@ async def test_a_writer_that_nobody_needs_any_more_sleeps_until_it_is_woken(
     release_writer(writer)
 
 
+@contextlib.asynccontextmanager
+async def held_up(storage: Storage) -> AsyncIterator[None]:
+    """Have what is handed over in the block wait together, for a transaction that goes before it."""
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def hold(connection: sqlite3.Connection) -> None:
+        begun.set()
+        may_go_on.wait(5)
+
+    assert isinstance(storage, SqliteStorage)
+    holding = asyncio.ensure_future(storage._transact(hold))
+    await asyncio.to_thread(begun.wait, 5)
+    yield
+    for _ in range(3):  # a task begins, and hands over at the end of its turn of the loop
+        await asyncio.sleep(0)
+    may_go_on.set()
+    await holding
+
+
 async def test_a_process_is_registered_once_whatever_becomes_of_what_is_written_beside_it(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,18 +265,37 @@ async def test_a_process_is_registered_once_whatever_becomes_of_what_is_written_
     [lost] = await backend.claimed(storage)
     await settle(storage, [(lost, DONE)])
     statements.clear()
-    may_go_on = threading.Event()
-    assert isinstance(storage, SqliteStorage)
-    before = asyncio.ensure_future(storage._transact(lambda connection: may_go_on.wait(5)))
-    await asyncio.sleep(0)
-    registering = asyncio.ensure_future(newcomer.register(None))
-    settling = asyncio.ensure_future(settle(storage, [(lost, DONE)]))
-    for _ in range(3):  # until all of it has been handed over
-        await asyncio.sleep(0)
-    may_go_on.set()
-    await asyncio.gather(before, registering)
+    async with held_up(storage):
+        registering = asyncio.ensure_future(newcomer.register(None))
+        settling = asyncio.ensure_future(settle(storage, [(lost, DONE)]))
+    await registering
     assert await settling == {lost.seq}
     assert statements.count(SQL["register_worker"]) == 1
+
+
+async def test_what_people_do_at_one_time_is_stored_by_one_commit(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements = record_statements(monkeypatch)
+    storage = await backend.worker()
+    async with held_up(storage):
+        statements.clear()
+        pausing = [asyncio.ensure_future(storage.pause(queue, who="ann")) for queue in ("mail", "other")]
+    await asyncio.gather(*pausing)
+    assert statements.count("COMMIT") == 2, "that which went before, and theirs"
+
+
+async def test_only_a_cancellation_has_workers_look_for_jobs_that_shall_end(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements = record_statements(monkeypatch)
+    storage = await backend.worker()
+    [job] = await backend.added(storage)
+    for act, looks in ((storage.cancel, 1), (storage.retry, 0), (storage.cancel, 1), (storage.delete, 0)):
+        statements.clear()
+        await act(job.id, who="ann")
+        await storage.exchange([], None)  # what a commit leads to is done before the next
+        assert statements.count(SQL["cancelling"]) == looks
 
 
 async def test_who_is_not_registered_claims_nothing_in_the_name_of_another(backend: Backend) -> None:
