@@ -225,16 +225,45 @@ async def test_all_queues_of_a_process_are_told_until_they_leave_and_keep_their_
     assert sorted(names_in(location.directory)) == sorted(bells)
 
 
+@pytest.mark.parametrize("leaves", ["the storage", "whoever watches"])
 async def test_a_writer_that_nobody_needs_any_more_sleeps_until_it_is_woken(
-    backend: Backend, location: Location
+    backend: Backend, location: Location, leaves: str
 ) -> None:
     storage = await backend.open()
     writer = acquire_writer(location, backend.clock)
     unwatch = storage.watch(lambda: None)
     found = [writer.lookout.sleep_seconds() is None]
-    unwatch()
+    if leaves == "the storage":
+        await storage.close()
+    else:
+        unwatch()
     assert [*found, writer.lookout.sleep_seconds() is None] == [False, True]
     release_writer(writer)
+
+
+async def test_what_a_worker_hands_back_as_it_leaves_wakes_the_others(no_looks: None, backend: Backend) -> None:
+    leaving, staying, calls = await backend.worker(), await backend.open(), list[bool]()
+    await staying.register(calls.append)
+    await backend.claimed(leaving)
+    await staying.exchange([], None)
+    calls.clear()
+    await leaving.deregister()
+    await staying.exchange([], None)
+    assert calls == [False]
+    assert len(await claim(staying)) == 1
+
+
+async def test_a_worker_is_alone_once_the_others_have_left(backend: Backend) -> None:
+    leaving, staying = await backend.worker(), await backend.worker()
+    alone = [staying.is_alone]
+    await leaving.deregister()
+    assert [*alone, staying.is_alone] == [False, True]
+
+
+async def test_who_leaves_without_having_come_takes_nobody_elses_place(backend: Backend, storage: Storage) -> None:
+    other = await backend.open()
+    await other.deregister()
+    assert [worker.is_here for worker in await storage.workers()] == [True]
 
 
 @contextlib.asynccontextmanager
