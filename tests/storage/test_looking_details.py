@@ -73,6 +73,17 @@ async def test_a_backslash_in_an_error_is_looked_for_as_it_is(backend: Backend, 
         assert [job.id for job in page.jobs] == found, text
 
 
+@pytest.mark.parametrize("value", ['["hunter2"]', '{"password":"hunter2"}'])
+async def test_whether_an_array_or_an_object_is_this_or_that_cannot_be_asked(
+    backend: Backend, storage: Storage, value: str
+) -> None:
+    """Something inside may be secret: whoever is told that it is there knows it."""
+    [job] = await backend.added(storage, args_json=f'{{"a":{value},"b":1}}')
+    for arguments, found in (({"b": "1"}, [job.id]), ({"a": value}, [])):
+        page = await storage.find(JobFilter(arguments=arguments), cursor=None, limit=10)
+        assert [one.id for one in page.jobs] == found
+
+
 @pytest.mark.parametrize(("number", "is_all"), [(4, True), (5, False)])
 async def test_a_state_that_many_jobs_are_in_is_looked_through_in_stretches(
     backend: Backend, storage: Storage, number: int, is_all: bool
