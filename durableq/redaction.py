@@ -8,6 +8,7 @@ It errs on the side of hiding. What is hidden is never written back over what is
 import functools
 import json
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote, quote_plus
@@ -157,13 +158,16 @@ class _Search:
     def _spans(self, text: str) -> Iterable[tuple[int, int]]:
         """From where to where there are values, in order; those that overlap too."""
         pattern, rests = self._compiled
-        done = 0
+        reached: defaultdict[tuple[int, str], int] = defaultdict(int)
         for found in pattern.finditer(text):
-            index = found.lastindex or 0
-            end = found.end(index)
-            if end > done:
-                done = max(_end(text, end, rest) for rest in rests[index - 1])
-                yield found.start(), done
+            group = found.lastindex or 0
+            end = found.end(group)
+            for rest in rests[group - 1]:
+                # Of each value by itself: one that begins within another may go on behind it. Within itself it is not
+                # looked for: what repeats itself would take too long.
+                if end >= reached[group, rest]:
+                    reached[group, rest] = _end(text, end, rest)
+                    yield found.start(), reached[group, rest]
 
     @functools.cached_property
     def _compiled(self) -> tuple[re.Pattern[str], list[list[str]]]:
@@ -190,11 +194,8 @@ class _Search:
 
 def _cut_length(head: str, text: str) -> int:
     """How many characters of a value's beginning a text ends in; 0 for fewer than are looked for."""
-    end = text[-_SHORTEST:]
-    at = head.rfind(end)
-    while at >= 0 and not text.endswith(head[: at + _SHORTEST]):
-        at = head.rfind(end, 0, at + _SHORTEST - 1)
-    return at + _SHORTEST if at >= 0 else 0
+    lengths = range(len(head), _SHORTEST - 1, -1)
+    return next((length for length in lengths if text.endswith(head[:length])), 0)
 
 
 def _end(text: str, at: int, rest: str) -> int:
@@ -236,11 +237,12 @@ def redacted_text(text: str, names: Collection[str] = ()) -> str:
         text = _URL_PASSWORD.sub(rf"\g<before>{MASKED}@", text)
     text = _BEARER.sub(rf"\g<before>{MASKED}", text)
     kept: list[str] = []
-    at = task_at = 0
+    at = 0
+    task_at: int | None = None
     for key in _KEY.finditer(text):
         name = key["key"]
-        is_module = 0 < key.start() == task_at and key[0] == f"{name}:"
-        task_at = key.end() if key[0] == "task=" else 0
+        is_module = key.start() == task_at and key[0] == f"{name}:"
+        task_at = key.end() if key[0] == "task=" else None
         if key.start() < at or is_module or not (name in names or is_secret_name(name)):
             continue
         value = (_REST_OF_LINE if name.lower().endswith(_WHOLE_LINES) else _VALUE).match(text, key.end())
@@ -291,4 +293,4 @@ def one_line(text: str) -> str:
 
 def cleaned(text: str) -> str:
     """The same, with line breaks and tabs kept."""
-    return _CONTROL.sub("", _ANSI.sub("", text.replace("\r\n", "\n")))
+    return _CONTROL.sub("", _ANSI.sub("", text))

@@ -134,6 +134,18 @@ def test_the_longest_secret_is_hidden_first() -> None:
         assert Redactor((), values).text("what lies between") == f"what lies {MASKED}"
 
 
+def test_a_secret_is_known_by_its_value_beside_whatever_else_there_is() -> None:
+    arguments = {
+        "count": 3,
+        "ratio": 0.5,
+        "is_new": True,
+        "none": None,
+        "text": "abc",
+        "in": [1, {"pin": CANARY}, None],
+    }
+    assert Redactor.of((), arguments).text(f"abc {CANARY} 3") == f"abc {MASKED} 3"
+
+
 def test_values_too_deep_to_be_gathered_do_no_harm() -> None:
     for arguments in ({"plain": wrapped(CANARY, 5_000)}, {"password": wrapped(CANARY, 5_000)}):
         redactor = Redactor.of((), arguments, {"token": CANARY})
@@ -167,6 +179,28 @@ def test_of_values_that_begin_alike_each_is_hidden_to_its_end() -> None:
     values = [f"{LONG} and {more}" for more in ("on", "onwards", "off")]
     for value in values:
         assert Redactor((), values).text(f"<{value}>") == f"<{MASKED}>"
+
+
+def test_a_token_that_stands_in_another_value_is_hidden_to_its_own_end() -> None:
+    alike = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiI0NzExIiwi"  # of the same user, by the same key
+    old, new = f"{alike}aWF0IjoxfQ.signed-at-one", f"{alike}aWF0IjoyfQ.signed-at-two"
+    for values in ([f"Session {old}", new], [f"{old},{old}", new]):
+        for before in ("Session ", f"{old},"):
+            assert Redactor((), values).text(f"sent {before}{new} to").endswith(f"{MASKED} to")
+            assert "signed" not in Redactor((), [*values, old]).text(f"sent {before}{new} to")
+
+
+@pytest.mark.parametrize("length", [4, 39, 40])
+def test_a_value_that_ends_as_it_begins_is_hidden_where_the_next_begins_with_its_end(length: int) -> None:
+    rule = "=" * length
+    assert Redactor((), [f"{rule}one{rule}"]).text(f"<{rule}one{rule}one{rule}>") == f"<{MASKED}>"
+
+
+def test_each_value_is_hidden_to_its_own_end() -> None:
+    values = [f"{LONG} to the first", f"A {LONG} to the second", f"It was {LONG} to the third"]
+    for value in values:
+        assert Redactor((), values).text(f"<{value}>") == f"<{MASKED}>"
+        assert Redactor((), values).text(f"{value}th") == f"{MASKED}th"
 
 
 def test_many_values_in_many_texts_are_found_in_bounded_time() -> None:
@@ -218,6 +252,17 @@ def test_a_long_text_that_only_ends_as_a_value_goes_on_stays_as_it_is() -> None:
     assert Redactor((), [f"over the lazy dog {LONG}"]).text(text) == text
 
 
+def test_three_characters_at_the_end_of_a_long_text_are_no_cut_value() -> None:
+    text = "." * 1_000 + LONG[:3]
+    assert Redactor((), [LONG]).text(text) == text
+
+
+@pytest.mark.parametrize("before", ["", "{", "at "])
+def test_what_stands_behind_a_secret_name_is_hidden_from_the_very_beginning_of_a_text(before: str) -> None:
+    assert redacted_text(f"{before}password:hunter2") == f"{before}password:{MASKED}"
+    assert redacted_text(f"{before}task=password:hunter2") == f"{before}task=password:hunter2", "the name of a task"
+
+
 @pytest.mark.parametrize(
     "text", [f"Authorization: '{CANARY}'", f'"cookie": "{CANARY}"', f"Proxy-Authorization='{CANARY}' and more"]
 )
@@ -257,6 +302,25 @@ def test_numbers_and_truth_values_are_told_apart() -> None:
     edited = {"list": [True, 1.0, 1, {"password": HIDDEN}], "n": True}
     found = restored(edited, Redactor().arguments(stored), stored)
     assert json.dumps(found) == json.dumps({"list": [True, 1.0, 1, {"password": CANARY}], "n": True})
+
+
+@pytest.mark.parametrize(("stored", "edited"), [(1.5, 2.5), (0.0, -0.0), (1, 2), ("1", 1), (None, False), ([], {})])
+def test_every_edit_is_taken_however_little_it_changes(stored: Any, edited: Any) -> None:
+    for before, after in ((stored, edited), ([stored, 0], [edited, 0]), ({"a": stored}, {"a": edited})):
+        found = restored({"of": after}, {"of": before}, {"of": before})
+        assert json.dumps(found) == json.dumps({"of": after})
+
+
+@pytest.mark.parametrize("depth", [64, 99, 101, 600])
+def test_what_is_stored_may_be_deeper_than_what_is_shown_and_edited(depth: int) -> None:
+    one, two = wrapped({"a": 1, "b": 2}, depth), wrapped({"a": 1, "b": 3}, depth)
+    stored = {"list": [one, two, wrapped({"b": 2, "a": 1}, depth)], "password": CANARY}
+    shown = json.loads(json.dumps(Redactor().arguments(stored)))
+    found = restored(shown | {"list": [*shown["list"], "new"]}, shown, stored)
+    assert json.dumps(found) == json.dumps(stored | {"list": [*stored["list"], "new"]})
+    alike = {"list": [stored["list"][2], one], "password": CANARY}
+    shown = Redactor().arguments(alike)
+    assert restored({"list": ["new", *shown["list"]]}, shown, alike)["list"] == ["new", one, one]
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(99, False), (100, False), (101, True), (200_000, True)])
