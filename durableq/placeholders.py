@@ -1,6 +1,5 @@
 """What comes back from whoever edits arguments that were shown with their secrets hidden."""
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -82,29 +81,38 @@ class _Restoring:
         plain = {key: found[0] for key, found in meant.items() if len({self._key(one) for one in found}) == 1}
         items = []
         for at, item in enumerate(edited):
-            its_shown, its_stored = pairs[at] if at < len(pairs) else (None, None)
             key = self._key(item)
-            if key in plain and not self._same(item, its_shown):
+            if key in plain:
                 items.append(plain[key])
             else:
+                its_shown, its_stored = pairs[at] if at < len(pairs) else (None, None)
                 items.append(self.value(item, its_shown, its_stored, f"{where}.{at}"))
         return items
 
     def _same(self, one: Any, other: Any) -> bool:
         return one is other or bool(self._key(one) == self._key(other))
 
-    def _key(self, value: Any, depth: int = 0) -> Any:
+    def _key(self, value: Any) -> Any:
         """Equal for equal JSON values, and only for those: 1, 1.0 and true are three."""
         if not isinstance(value, dict | list):
             return (type(value), repr(value) if isinstance(value, float) else value)
         if id(value) not in self._seen:
-            content: Any
-            if depth > MOST_LEVELS:  # as it is stored; what is edited and shown is never so deep
-                content = json.dumps(value, sort_keys=True)
-            elif isinstance(value, dict):
-                content = frozenset((name, self._key(part, depth + 1)) for name, part in value.items())
-            else:
-                content = tuple(self._key(part, depth + 1) for part in value)
-            number = self._number_of.setdefault((type(value), content), len(self._number_of))
-            self._seen[id(value)] = value, number
+            self._number(value)
         return self._seen[id(value)][1]
+
+    def _number(self, value: Any) -> None:
+        """Give a list or an object its number, after all inside of it: no recursion, it may be stored at any depth."""
+        open_ones = [value]
+        while open_ones:
+            one = open_ones[-1]
+            inside = [part for part in _parts(one) if isinstance(part, dict | list) and id(part) not in self._seen]
+            if inside:
+                open_ones += inside
+                continue
+            open_ones.pop()
+            content: Any
+            if isinstance(one, dict):
+                content = frozenset((name, self._key(part)) for name, part in one.items())
+            else:
+                content = tuple(map(self._key, one))
+            self._seen[id(one)] = one, self._number_of.setdefault(content, len(self._number_of))

@@ -125,12 +125,8 @@ def _is_secret(hint: Any, seen: set[int]) -> bool:
     if id(hint) in seen:
         return False
     seen.add(id(hint))
-    # The last is what a `type` statement names.
-    parts: Sequence[Any] = (
-        *getattr(hint, "__metadata__", ()),
-        *typing.get_args(hint),
-        getattr(hint, "__value__", None),
-    )
+    # Those of `Annotated` are its metadata too; the last is what a `type` statement names.
+    parts: Sequence[Any] = (*typing.get_args(hint), getattr(hint, "__value__", None))
     if isinstance(hint, type):
         if issubclass(hint, SecretStr | SecretBytes):
             return True
