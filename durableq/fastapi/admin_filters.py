@@ -4,11 +4,12 @@ What is mistyped is refused rather than left out, so that it cannot widen what i
 the answer would tell whether it was guessed.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import HTTPException, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, Field
 
+from durableq.fastapi.admin_models import Asked, example
 from durableq.fastapi.showing import SecretFilter, refuse_secret_filters
 from durableq.models import JobFilter, JobState
 from durableq.queue import DurableQ
@@ -86,12 +87,7 @@ def _arguments(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _with_example(example: dict[str, Any]) -> ConfigDict:
-    # A mistyped filter must not widen what is done.
-    return ConfigDict(extra="forbid", json_schema_extra={"examples": [example]})
-
-
-class Matching(BaseModel):
+class Matching(Asked):
     """Which jobs are meant; every given field must match."""
 
     task: Name | None = None
@@ -120,7 +116,7 @@ class _FinishedMatching(Matching):
 class RetryMatching(_FinishedMatching):
     """Which dead jobs to retry; every given field must match. Without any, all dead jobs match."""
 
-    model_config = _with_example(
+    model_config = example(
         {"task": "app.mail:send", "error_type": "TimeoutError", "finished_before": "2026-03-01T09:30:00Z"}
     )
 
@@ -131,7 +127,7 @@ class RetryMatching(_FinishedMatching):
 class CancelMatching(Matching):
     """Which unfinished jobs to cancel; every given field must match. Without any, all unfinished jobs match."""
 
-    model_config = _with_example({"queue": "bulk", "created_before": "2026-03-01T09:30:00Z", "limit": 500})
+    model_config = example({"queue": "bulk", "created_before": "2026-03-01T09:30:00Z", "limit": 500})
 
     state: Literal[JobState.BLOCKED, JobState.SCHEDULED, JobState.QUEUED, JobState.RUNNING] | None = None
 
@@ -139,15 +135,15 @@ class CancelMatching(Matching):
 class DeleteMatching(_FinishedMatching):
     """Which finished jobs to delete: of one state, and every other given field must match too."""
 
-    model_config = _with_example({"state": "cancelled", "tag": "import-7"})
+    model_config = example({"state": "cancelled", "tag": "import-7"})
 
     state: Literal[JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED]
 
 
-class QueueMeant(BaseModel):
+class QueueMeant(Asked):
     """Which queue to pause or resume. A name that was never used may be paused ahead."""
 
-    model_config = _with_example({"queue": "bulk"})  # in a body, because a name may hold anything, slashes too
+    model_config = example({"queue": "bulk"})  # in a body, because a name may hold anything, slashes too
 
     queue: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 

@@ -29,19 +29,23 @@ class Record(BaseModel):
 
 
 def example(value: Any, *others: Any) -> ConfigDict:
-    """The configuration of a `Record` whose documentation shows this."""
+    """The configuration of a model whose documentation shows this."""
     return ConfigDict(json_schema_extra={"examples": [value, *others]})
 
 
 # -- what comes in -------------------------------------------------------------------------------------------
 
 
-class EditedArguments(BaseModel):
+class Asked(BaseModel):
+    """What is asked for. What is mistyped in it is refused, so that it cannot widen what is done."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EditedArguments(Asked):
     """The arguments a job shall have from now on: all of them, by name."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"args": {"to": "ann@example.org", "api_key": HIDDEN}}]}
-    )
+    model_config = example({"args": {"to": "ann@example.org", "api_key": HIDDEN}})
 
     args: dict[str, Any] = Field(description="All arguments of the task, by name. They replace the stored ones.")
 

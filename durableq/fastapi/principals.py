@@ -108,9 +108,8 @@ async def refuse_other_sites(request: Request) -> None:
 
 def _is_own_origin(request: Request) -> bool:
     """What a browser says that is too old for ``Sec-Fetch-Site``. What is no browser says nothing, and is let in."""
-    origins = request.headers.getlist("origin")
-    host = request.headers.get("host", "")
-    return all(_host_of(origin) == host.lower() for origin in origins)
+    hosts = [host.lower() for host in request.headers.getlist("host")]
+    return all([_host_of(origin)] == hosts for origin in request.headers.getlist("origin"))
 
 
 def _host_of(origin: str) -> str | None:
@@ -125,8 +124,8 @@ async def require_json(request: Request) -> None:
 
     FastAPI alone depends on its version, and on the application's ``strict_content_type``.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    media_types = [one.partition(";")[0].strip().lower() for one in request.headers.getlist("content-type")]
+    if media_types != ["application/json"]:  # of two, whoever reads the body may go by the other
         raise HTTPException(415, {"message": "expected the header 'Content-Type: application/json'"})
 
 

@@ -41,7 +41,7 @@ def signed(key: bytes, route: str, job_id: str, expires_at: int) -> str:
     # The first words keep what is signed here from being taken for anything else signed with the same secret.
     text = f"durableq: see this job\n{json.dumps([expires_at, route, job_id])}"
     digest = hmac.digest(key, text.encode(), hashlib.sha256)
-    return f"{expires_at}.{urlsafe_b64encode(digest).decode().rstrip('=')}"
+    return f"{expires_at}.{urlsafe_b64encode(digest).decode().removesuffix('=')}"
 
 
 def is_valid(key: bytes, route: str, job_id: str, token: str, now: float) -> bool:
@@ -51,5 +51,5 @@ def is_valid(key: bytes, route: str, job_id: str, token: str, now: float) -> boo
         return False
     expires_at = int(expiry)
     right = signed(key, route, job_id, expires_at)
-    is_right = hmac.compare_digest(right.encode(), token.encode("utf-8", "surrogatepass"))
+    is_right = hmac.compare_digest(right.encode(), token.encode(errors="surrogatepass"))
     return is_right and now < expires_at

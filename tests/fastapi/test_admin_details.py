@@ -3,14 +3,14 @@
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
 from starlette.types import Message, Scope
 
@@ -19,6 +19,7 @@ from durableq.fastapi import Principal, admin_router
 from durableq.fastapi.admin_answers import HEADERS, Answer, in_http_words
 from durableq.fastapi.admin_filters import RetryMatching
 from durableq.fastapi.admin_models import ENTRIES, LINES, JobDetail, JobList, JobSummary
+from durableq.fastapi.principals import refuse_other_sites
 from durableq.models import Attempt, AuditEntry, JobError, JobExtras, JobFilter, LogLine, Page, Progress
 from durableq.redaction import HIDDEN, MASKED, Redactor
 
@@ -307,6 +308,24 @@ def test_a_write_is_taken_as_json_and_from_this_site_only(
 ) -> None:
     answer = client.post("/admin/retry", content=b"{}", headers=dict(headers))
     assert answer.status_code == status, answer.text
+
+
+def test_of_two_content_types_none_is_taken(client: TestClient) -> None:
+    for types in (("application/json", "text/plain"), ("text/plain", "application/json"), ("application/json",) * 2):
+        answer = client.post("/admin/retry", content=b"{}", headers=[("Content-Type", one) for one in types])
+        assert answer.status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("hosts", "is_taken"), [(["us"], True), (["US"], True), ([], False), (["us", "us"], False), (["us", "them"], False)]
+)
+async def test_a_page_is_of_this_site_only_where_the_request_names_its_one_host(
+    hosts: Sequence[str], is_taken: bool
+) -> None:
+    headers = [(b"origin", b"http://us"), *((b"host", host.encode()) for host in hosts)]
+    request = Request({"type": "http", "headers": headers})
+    with contextlib.nullcontext() if is_taken else pytest.raises(HTTPException, match="not taken from other sites"):
+        await refuse_other_sites(request)
 
 
 def small_admin(path: Path) -> FastAPI:
