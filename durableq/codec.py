@@ -54,10 +54,10 @@ class ArgumentsCodec:
         self._double_star = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
         self._names = tuple(p.name for p in parameters)
         self._is_plain = not (self._positional_only or self._star or self._double_star)
-        hints = _type_hints(function, task_name)
-        fields = {p.name: _field(p, hints.get(p.name, Any)) for p in parameters}
-        self._is_simple = all(_is_simple(hints.get(p.name, Any)) for p in parameters)
-        self._adapter = _adapter(fields, task_name)
+        declared = _type_hints(function, task_name)
+        hints = {p.name: declared.get(p.name, Any) for p in parameters}
+        self._is_simple = all(map(_is_simple, hints.values()))
+        self._adapter = _adapter({p.name: _field(p, hints[p.name]) for p in parameters}, task_name)
         self._validator = self._adapter.validator
         self._loose = _loose_fields(self._adapter.core_schema)
         # Not the adapter's own: pydantic does not hand a TypedDict's configuration on to its serializer.
@@ -214,13 +214,13 @@ class ArgumentsCodec:
                     f"argument {name!r} cannot be stored as JSON: {self._why([name], cause)}", name
                 ) from None
         if isinstance(error, ValidationError):  # it was written, but does not read back
-            first = error.errors(include_url=False)[0]
+            first = error.errors()[0]
             blamed = str(first["loc"][0]) if first["loc"] else None
             raise self._invalid(f"argument {blamed!r} would not come back from JSON: {first['msg']}", blamed)
         raise self._invalid(f"the arguments cannot be stored as JSON: {_short(error)}")
 
     def _refused(self, error: ValidationError) -> InvalidArguments:
-        first = error.errors(include_url=False)[0]
+        first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else None
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing" and len(first["loc"]) == 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, cast
 
 import pytest
-from pydantic import BaseModel, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, Field, PlainSerializer
 from typing_extensions import TypedDict
 
 from durableq.codec import ArgumentsCodec, encode_result
@@ -218,6 +218,25 @@ class TestEdges:
         reading = Node.model_construct(label="x", children="not a list")
         assert round_trip(Box, box) == box
         assert refusal(Node, reading).argument in ("value", None)
+
+    def test_what_a_validator_makes_of_an_edited_argument_is_stored_without_a_word_of_pydantics(self) -> None:
+        codec = codec_of(Annotated[int, AfterValidator(str)])  # it writes a text, and would warn of it
+        assert codec.encode_object({"value": 7}, LIMIT) == '{"value":"7"}'
+
+    def test_one_signature_is_described_alike_by_every_version(self) -> None:
+        # It is stored: two versions that are at work beside each other must not overwrite it in turns.
+        def work(number: int, text: str = "x") -> None: ...
+
+        assert json.loads(ArgumentsCodec(work, "tasks:work").json_schema or "") == {
+            "type": "object",
+            "title": "Arguments",
+            "properties": {
+                "number": {"type": "integer", "title": "Number"},
+                "text": {"type": "string", "title": "Text"},
+            },
+            "required": ["number"],
+            "additionalProperties": False,
+        }
 
 
 class TestWhatIsSaid:
