@@ -51,7 +51,7 @@ class Heartbeat:
         self._moved_at = clock.boot()
         self._renewed_at = clock.boot()
         self._stalled_at: int | None = None
-        self._warned_at = 0
+        self._warned_at: int | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="durableq-heartbeat", daemon=True)
 

@@ -390,6 +390,21 @@ async def test_a_loop_that_stands_still_is_told_of_once_with_what_it_does() -> N
         eventually_sync(lambda: len(stalls) == 2)
 
 
+async def test_a_loop_that_stands_still_in_a_callback_is_told_of_without_the_name_of_a_task() -> None:
+    with Pulse(stall_warning=3 * SECOND) as pulse:
+        stalls = collect(pulse.emitter, LoopStalled)
+
+        def stand_still() -> None:
+            pulse.clock.advance(3.1)
+            eventually_sync(lambda: bool(stalls))
+
+        asyncio.get_running_loop().call_soon(stand_still)
+        await eventually(lambda: bool(stalls))
+        name, *frames = stalls[0].where.splitlines()
+        assert name == "no task"
+        assert any("stand_still" in frame for frame in frames)
+
+
 def test_a_heartbeat_ends_with_its_loop() -> None:
     async def begin() -> threading.Thread:
         pulse = Pulse()
