@@ -201,7 +201,7 @@ class ArgumentsCodec:
     def _is_plain_json(self, checked: Mapping[str, Any], encoded: bytes) -> bool:
         if b"NaN" in encoded or b"Infinity" in encoded:
             return False
-        return not self._loose or all(_is_json(checked[name]) for name in self._loose if name in checked)
+        return all(_is_json(checked[name]) for name in self._loose if name in checked)
 
     def _name_the_unencodable(self, checked: Mapping[str, Any], error: Exception) -> NoReturn:
         """Find the argument that is to blame by trying them one at a time, and raise its error."""
