@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Header, HTTPException, Request
 from fastapi.params import Depends as DependsMarker
 from fastapi.security.base import SecurityBase
 
@@ -119,12 +119,12 @@ def _host_of(origin: str) -> str | None:
         return None
 
 
-async def require_json(request: Request) -> None:
+async def require_json(content_type: Annotated[list[str] | None, Header(include_in_schema=False)] = None) -> None:
     """Refuse a body that is not declared as JSON: only such a one makes a browser ask before it crosses sites.
 
     FastAPI alone depends on its version, and on the application's ``strict_content_type``.
     """
-    media_types = [one.partition(";")[0].strip().lower() for one in request.headers.getlist("content-type")]
+    media_types = [one.partition(";")[0].strip().lower() for one in content_type or ()]
     if media_types != ["application/json"]:  # of two, whoever reads the body may go by the other
         raise HTTPException(415, {"message": "expected the header 'Content-Type: application/json'"})
 
