@@ -6,15 +6,16 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from durableq.clock import SECOND
+from durableq.engine import reaper
 from durableq.engine.heartbeat import Heartbeat
-from durableq.engine.reaper import OVERDUE_AT_ONCE, PRUNE_AT_ONCE, REAP_EVERY_SECONDS, Pruner, Reaper
+from durableq.engine.reaper import ALONE_EVERY_NTH, OVERDUE_AT_ONCE, PRUNE_AT_ONCE, REAP_EVERY_SECONDS, Pruner, Reaper
 from durableq.errors import DurableQError, QueueNotRunning
 from durableq.events import (
     Emitter,
@@ -35,6 +36,7 @@ from durableq.models import (
     Succeeded,
 )
 from durableq.options import queue_options
+from durableq.storage.protocol import Storage
 from durableq.testing import ManualClock
 from tests.engine.helpers import collect
 from tests.storage.contract_time import limited_job
@@ -174,6 +176,36 @@ async def test_a_worker_that_is_alone_asks_for_no_transaction_again_and_again(
         await eventually(lambda: "give_up_overdue" in asked)
 
 
+async def test_a_worker_that_is_alone_looks_for_dead_ones_in_every_twelfth_turn(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await backend.worker()
+    await eventually(lambda: storage.is_alone)
+    asked: list[str] = []
+    monkeypatch.setattr(storage, "reap", _told(asked, "reap", storage.reap))
+    monkeypatch.setattr(reaper, "REAP_EVERY_SECONDS", 0.0)
+    turns: list[int] = []
+    async with running(Reaper(storage, backend.clock, Emitter(), 3, lambda *_: turns.append(len(asked))).run()):
+        await eventually(lambda: len(turns) > 2 * ALONE_EVERY_NTH)
+    assert turns[:25] == [*[1] * 12, *[2] * 12, 3]
+
+
+async def test_a_job_is_given_up_at_the_very_moment_it_expires(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await backend.worker()
+    job = limited_job(backend, expires=1)
+    await storage.insert([job])
+    backend.clock.advance(1)
+    monkeypatch.setattr(reaper, "REAP_EVERY_SECONDS", 0.01)
+    async with running(Reaper(storage, backend.clock, Emitter(), 3, Reports()).run()):
+        await eventually(lambda: is_in(storage, job.id, JobState.CANCELLED), within=3)
+
+
+async def is_in(storage: Storage, job_id: str, state: JobState) -> bool:
+    return (await stored(storage, job_id)).state is state
+
+
 def _told(asked: list[str], verb: str, call: Callable[..., Any]) -> Callable[..., Any]:
     def telling(*args: Any) -> Any:
         asked.append(verb)
@@ -224,6 +256,30 @@ async def test_pruning_goes_on_until_nothing_old_is_left(backend: Backend) -> No
     backend.clock.advance(timedelta(days=7, seconds=1))
     await Pruner(storage, backend.clock, queue_options({}, {}), Reports()).prune()
     assert not any((await storage.counts()).values())
+
+
+async def test_tallies_are_condensed_to_the_last_every_quarter_of_an_hour(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await backend.worker()
+    pruner = Pruner(storage, backend.clock, queue_options({}, {}), Reports())
+    has_more, asked = [True, True, False], []
+
+    async def condense(now: datetime) -> bool:
+        asked.append(now)
+        return bool(has_more) and has_more.pop(0)
+
+    monkeypatch.setattr(storage, "condense_tallies", condense)
+    counts = []
+    for seconds in (0, 0, 899.999_999, 0.000_001, 899, 1):
+        backend.clock.advance(seconds)
+        await pruner.prune()
+        counts.append(len(asked))
+    assert counts == [3, 3, 3, 4, 4, 5]
+    assert asked[-1] == backend.clock.now
+    backend.clock.step_wall(-1)
+    await pruner.prune()
+    assert len(asked) == 6, "who knows how long ago it was"
 
 
 async def test_results_past_their_time_to_live_are_dropped_to_the_last(backend: Backend) -> None:

@@ -1,6 +1,8 @@
 """What a worker asks for, and what it keeps until it is written: the claimer and the settler, each on its own."""
 
 from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,8 @@ from durableq.models import (
     Completed,
     Dead,
     Failure,
+    Job,
+    JobState,
     Lane,
     Lease,
     Names,
@@ -38,6 +42,10 @@ from tests.engine.helpers import collect
 
 BOOM = Failure("ValueError", "boom", "Traceback: boom")
 ERROR = ValueError("boom")
+FOLLOW_UP: Job[Any] = Job(
+    id="next", task="on_loop", queue="default", priority=0, state=JobState.QUEUED, args_json="{}", max_attempts=5,
+    created_at=datetime(2026, 1, 1, tzinfo=UTC), run_at=datetime(2026, 1, 1, tzinfo=UTC),
+)  # fmt: skip
 
 
 def lease(seq: int = 1, *, task: str = "on_loop", crashes: int = 0) -> Lease:
@@ -125,6 +133,17 @@ def test_who_got_less_than_asked_for_is_not_asked_for_again_until_there_is_news(
     assert desk.request() is None
     desk.claimer.there_may_be_work()
     assert desk.request() == ClaimRequest(("default",), (LOOP, THREAD), BOTH)
+
+
+def test_new_jobs_are_no_reason_to_ask_for_suspects_again() -> None:
+    desk = Desk()
+    desk.learn()
+    desk.bring()
+    assert desk.request() is None
+    before = desk.claimer.news
+    desk.claimer.there_are_new_jobs()
+    assert desk.claimer.news == before + 1
+    assert desk.request() == ClaimRequest(("default",), (LOOP, THREAD))
 
 
 def test_suspects_do_not_count_as_what_a_runner_was_asked_for() -> None:
@@ -229,6 +248,35 @@ def test_a_batch_is_bounded() -> None:
     assert len(settler.take()) == AT_ONCE
     settler.written(settler.take(), frozenset())
     assert [one.seq for one, _ in settler.take()] == [AT_ONCE]
+
+
+def test_a_job_for_which_something_else_is_to_be_written_first_waits_for_a_later_batch() -> None:
+    settler = Settler(Emitter(), lambda: None)
+    settler.add(lease(1), Succeeded(None))
+    settler.add(lease(2), Succeeded(None))
+    assert settler.take(but={lease(1).key, lease(3).key}) == [(lease(2), Succeeded(None))]
+    assert settler.take() == [(lease(1), Succeeded(None)), (lease(2), Succeeded(None))]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "can_wait"),
+    [
+        ([], False),
+        ([Succeeded(None)], True),
+        ([Succeeded(None), Succeeded("1")], True),
+        ([Succeeded(None)] * 3, False),
+        ([Succeeded(None), Dead(BOOM)], False),
+        ([Snoozed(7)], False),
+        ([Succeeded(None, follow_ups=(FOLLOW_UP,))], False),
+    ],
+)
+def test_nobody_waits_for_a_few_successes_and_for_each_other_end_somebody_may(
+    outcomes: list[Outcome], can_wait: bool
+) -> None:
+    settler = Settler(Emitter(), lambda: None)
+    for seq, outcome in enumerate(outcomes):
+        settler.add(lease(seq), outcome)
+    assert settler.has_only_successes(at_most=2) is can_wait
 
 
 def test_after_an_eviction_all_that_waited_is_lost() -> None:
