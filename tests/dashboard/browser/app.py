@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from durableq import DurableQ, Secret, call, current_job
-from durableq.dashboard import dashboard
+from durableq.dashboard import dashboard, pages
 from durableq.fastapi import Principal
 from durableq.fastapi.principals import Role
 
@@ -124,7 +124,11 @@ def serve(app: ASGIApp, descriptor: int) -> None:
 
 def main() -> None:
     logging.disable()  # jobs fail here, because they are asked to
-    dq = DurableQ(sys.argv[1], grace=0.2, threads=4, worker="idle" not in sys.argv)
+    is_idle = "idle" in sys.argv
+    if is_idle:
+        # A constant, and rightly so where anybody works beside the pages: here nobody has to be rested for.
+        pages.REST_SECONDS = 0.0  # type: ignore[misc]
+    dq = DurableQ(sys.argv[1], grace=0.2, threads=4, worker=not is_idle)
     serve(behind_proxies(application(dq, tasks(dq))), int(sys.argv[2]))
 
 
