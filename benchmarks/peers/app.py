@@ -1,10 +1,11 @@
 """``python -m benchmarks.peers.app ADAPTER DESCRIPTOR``: a route that adds one job to a peer, on a listening socket.
 
-As `benchmarks.app`, whose routes it is compared to. What blocks is called by a plain ``def`` route, on FastAPI's
-threads.
+As `benchmarks.app`, whose routes it is compared to, and which is not imported: not all peers can be installed beside
+durableq. What blocks is called by a plain ``def`` route, on FastAPI's threads.
 """
 
 import contextlib
+import gc
 import importlib
 import itertools
 import socket
@@ -51,5 +52,6 @@ def application(adapter: Adapter) -> FastAPI:
 
 if __name__ == "__main__":
     app = application(importlib.import_module(f"benchmarks.peers.adapters.{sys.argv[1]}").ADAPTER)
+    gc.freeze()
     config = uvicorn.Config(app, loop="uvloop", http="httptools", lifespan="on", access_log=False, log_level="warning")
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[2]))])

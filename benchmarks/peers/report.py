@@ -105,6 +105,7 @@ def _introduction(results: Results) -> Iterator[str]:
             f"- **A figure** is the median of {rounds} rounds, beside the lowest and the highest. The rounds are "
             "interleaved: each runs every system once.",
             "- **÷ durableq** is the median of the ratios to durableq's figure in the same round.",
+            "- **The route's** process has called `gc.freeze()` after its start-up, whichever the system.",
             "- **†** marks what acknowledges a job before it is on disk, so that a power cut may lose it. All others "
             "acknowledge it when it is on disk.",
             *_references(results),
