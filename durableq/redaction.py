@@ -201,11 +201,16 @@ def _cut_length(head: str, text: str) -> int:
 def _end(text: str, at: int, rest: str) -> int:
     """Return where a value ends whose ``rest`` may follow in a text."""
     for char in rest:
-        found = re.compile(_as_written(char)).match(text, at)
+        found = _one(char).match(text, at)
         if found is None:
             break
         at = found.end()
     return at
+
+
+@functools.lru_cache(maxsize=4_096)
+def _one(char: str) -> re.Pattern[str]:
+    return re.compile(_as_written(char))
 
 
 def _written(text: str) -> str:
