@@ -1,9 +1,11 @@
 """How a page is made of its template: in slices, whole, or not at all."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import jinja2
 import pytest
 from starlette.types import Message
 
@@ -40,6 +42,23 @@ async def test_the_application_goes_on_while_a_page_is_rendered(monkeypatch: pyt
         turns += 1
         await asyncio.sleep(0)
     assert turns > 5
+
+
+async def test_templates_are_compiled_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled_on: list[int] = []
+    compile_one = jinja2.Environment.compile
+
+    def noted(environment: jinja2.Environment, *args: Any, **options: Any) -> Any:
+        compiled_on.append(threading.get_ident())
+        return compile_one(environment, *args, **options)
+
+    monkeypatch.setattr(jinja2.Environment, "compile", noted)
+    pages._compile_all.cache_clear()
+    pages._environment.cache_clear()
+    for _ in range(2):
+        await sent(RenderedPage("bare.html", {"base": "", "error": ERROR}, 404))
+    assert len(compiled_on) == len(pages._environment().list_templates()) > 10
+    assert threading.get_ident() not in compiled_on
 
 
 def test_a_long_log_is_rendered_in_small_pieces(working: Application, monkeypatch: pytest.MonkeyPatch) -> None:
