@@ -228,7 +228,7 @@ def test_a_damaged_copy_is_refused_and_nothing_is_changed(tmp_path: Path) -> Non
     assert count_jobs(source) == 2_001
 
 
-@pytest.mark.parametrize("step", ["_sync", "_put_aside", "_publish"])
+@pytest.mark.parametrize("step", ["_hand_back_all", "_put_aside", "_publish"])
 def test_a_restore_that_breaks_off_leaves_the_old_file_or_the_new_one(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -317,7 +317,7 @@ def test_a_new_file_is_its_owners_alone_and_its_name_durable(
     location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(host, "sync_directory", synced.append)
+    monkeypatch.setattr(host, "sync", synced.append)
     before = os.umask(0)
     try:
         prepare_file(location)
@@ -335,7 +335,7 @@ def test_a_file_that_another_creates_meanwhile_is_taken_as_it_is(
     location.path.touch(0o600)
     synced: list[Path] = []
     monkeypatch.setattr(Path, "exists", lambda self: False)
-    monkeypatch.setattr(host, "sync_directory", synced.append)
+    monkeypatch.setattr(host, "sync", synced.append)
     prepare_file(location)
     assert synced == []
 

@@ -39,7 +39,7 @@ def back_up(source: Path, target: Path) -> int:
             with opening(locks):
                 connection.close()
         jobs = _count_jobs(part)
-        _sync(part)
+        host.sync(part)
         _publish(part, target)
     return jobs
 
@@ -61,7 +61,7 @@ def restore(backup: Path, target: Path, clock: Clock) -> Path | None:
         with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as connection:
             schema.migrate(connection, clock.wall())
             _hand_back_all(connection, clock)
-        _sync(part)
+        host.sync(part)
         kept = _put_aside(location)
         _publish(part, target)
     return kept
@@ -108,17 +108,9 @@ def _copy(connection: sqlite3.Connection, part: Path, source: Path) -> None:
         raise StorageUnusable(f"the copy of {source} is damaged ({verdict}), and was thrown away")
 
 
-def _sync(part: Path) -> None:
-    descriptor = os.open(part, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _publish(part: Path, target: Path) -> None:
     part.replace(target)
-    host.sync_directory(target.parent)
+    host.sync(target.parent)
 
 
 def _count_jobs(path: Path) -> int:
@@ -167,5 +159,5 @@ def _put_aside(location: Location) -> Path | None:
     for beside in (location.wal, location.shm):
         if beside.exists():
             beside.rename(beside.with_name(beside.name.replace(location.path.name, kept.name, 1)))
-    host.sync_directory(location.path.parent)
+    host.sync(location.path.parent)
     return kept

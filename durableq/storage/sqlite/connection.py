@@ -96,7 +96,7 @@ def _check_existing(path: Path) -> None:
 def _create(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        host.sync_directory(path.parent)
+        host.sync(path.parent)
     except FileExistsError:
         return  # another process was first
     except OSError as error:

@@ -101,9 +101,12 @@ def step_back() -> None:
             os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + _NICE, 19))
 
 
-def sync_directory(directory: Path) -> None:
-    """Make a new entry of a directory durable. SQLite syncs it too, but swallows an error there."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file durable, or the entries of a directory: SQLite syncs these too, but swallows an error there.
+
+    Never a file that SQLite has open in this process: closing it would drop SQLite's locks.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
