@@ -218,9 +218,15 @@ class Tallying:
             clock.advance(3600)
             await backend.finished(storage, DEAD)
             clock.advance(60)
+        before = await self.tallies(storage)
         while await storage.condense_tallies(clock.now):
             pass
         found = await self.tallies(storage)
+        hours_before, hours = (Counter[int](), Counter[int]())
+        for tallies, by_hour in ((before, hours_before), (found, hours)):
+            for one in tallies:
+                by_hour[one.at // 3600] += one.number
+        assert hours == hours_before, "each stays in its hour"
         numbers = Counter[str]()
         for one in found:
             numbers[one.measure] += one.number

@@ -149,6 +149,12 @@ def test_an_outcome_says_where_its_job_goes(
     assert (rows.attempts_json([(lease(), outcome)]) is not None) is isinstance(outcome, Retried | Dead | Cancelled)
 
 
+def test_what_is_no_text_or_no_number_any_more_is_shown_as_one() -> None:
+    row: list[Any] = ["id", 7, "q", "much", "dead", "{}", 5, 0, 0, 1, 0, *[None] * 14]
+    job = rows.job_from_row(row)
+    assert (job.task, job.priority) == ("7", 0)
+
+
 def test_a_progress_without_a_total_or_a_word_comes_back() -> None:
     for progress in (Progress(1), Progress(1, 2.5), Progress(1, 2, "half")):
         [(seq, lease_no, text)] = json.loads(rows.progress_json([(lease().key, progress)]))
@@ -296,13 +302,19 @@ def test_a_batch_keeps_plain_jobs_apart_from_those_that_need_more(tmp_path: Path
     assert batch.claims == [Claim(unique), Claim(repeated)]
     assert [(one.key, one.on_conflict) for one in batch.claims] == [("key", "replace"), ("", "return")]
     only_plain = batch_of([plain])
-    assert (only_plain.special, only_plain.claims) == ("[]", [])
+    assert (only_plain.special, only_plain.claims) == ("", [])
     assert joined([batch]) is batch
     both = joined([only_plain, batch, only_plain, batch])
     assert [row[0] for row in both.plain] == [plain.id] * 4
     assert json.loads(both.special) == json.loads(batch.special) * 2
     assert both.claims == batch.claims * 2
-    assert joined([only_plain, only_plain]).special == "[]"
+    assert joined([only_plain, only_plain]).special == ""
+
+
+def test_a_batch_knows_when_the_first_of_its_jobs_is_late() -> None:
+    limits = (None, None), (9, None), (None, 5), (7, 8)
+    jobs = [replace(Backend("").job(), extras=JobExtras(expires_at=one, deadline_at=other)) for one, other in limits]
+    assert [batch_of(jobs[:count]).first_limit for count in range(1, 5)] == [None, 9, 5, 5]
 
 
 @pytest.mark.parametrize("number", [1, 63, 64, 65, 200])

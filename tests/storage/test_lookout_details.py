@@ -91,7 +91,7 @@ class Post:
         return rung
 
     def add(self, connection: sqlite3.Connection, count: int = 1, *, delay: float = 0) -> None:
-        store(connection, batch_of([self.jobs.job(delay=delay) for _ in range(count)]))
+        store(connection, batch_of([self.jobs.job(delay=delay) for _ in range(count)]), refuses=True)
 
     def worker(self, *, leases: bool = True) -> int:
         values = {"pid": 1, "boot_id": "boot", "expires_at": 1 if leases else None, "now": 0}
@@ -348,7 +348,7 @@ def test_the_first_of_all_limits_is_remembered(post: Post) -> None:
 def test_limits_that_others_bring_are_read(post: Post) -> None:
     post.begin()
     limited = [replace(post.jobs.job(), extras=JobExtras(expires_at=limit)) for limit in (9, 5)]
-    store(post.elsewhere, batch_of(limited))
+    store(post.elsewhere, batch_of(limited), refuses=True)
     post.look(after=LOOK_SECONDS)
     assert post.lookout.next_limit == 5
 

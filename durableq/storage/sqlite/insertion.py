@@ -44,8 +44,8 @@ class Batch:
 
     plain: list[tuple[Any, ...]] = field(default_factory=list)
     """Those that need no more columns than every job has, as rows of them."""
-    special: str = "[]"
-    """The others, as a JSON array of arrays."""
+    special: str = ""
+    """The others, as a JSON array of arrays; empty for none."""
     claims: list[Claim] = field(default_factory=list)
     first_limit: int | None = None
     """The earliest moment at which one of them expires, or should be finished."""
@@ -66,14 +66,15 @@ def joined(batches: Sequence[Batch]) -> Batch:
     """Put batches together."""
     if len(batches) == 1:
         return batches[0]
+    special = ",".join(batch.special[1:-1] for batch in batches if batch.special)
     return Batch(
         [row for batch in batches for row in batch.plain],
-        f"[{','.join(batch.special[1:-1] for batch in batches if batch.special != '[]')}]",
+        special and f"[{special}]",
         [claim for batch in batches for claim in batch.claims],
     )
 
 
-def store(connection: sqlite3.Connection, batch: Batch, *, refuses: bool = True) -> Conflicts:
+def store(connection: sqlite3.Connection, batch: Batch, *, refuses: bool) -> Conflicts:
     """Store jobs on the writer's connection. As `insertion`; raises `NotStored` too, for what SQLite cannot take."""
     for start in range(0, len(batch.plain), INSERTED_AT_ONCE):
         some = batch.plain[start : start + INSERTED_AT_ONCE]
@@ -81,7 +82,7 @@ def store(connection: sqlite3.Connection, batch: Batch, *, refuses: bool = True)
             connection.execute(insert_statement(len(some)), list(chain.from_iterable(some)))
         except (UnicodeEncodeError, OverflowError) as error:
             raise NotStored(f"the jobs cannot be encoded ({error!r}); nothing was stored") from error
-    return carry_out(connection, _rest_of(batch, refuses)) if batch.special != "[]" else {}
+    return carry_out(connection, _rest_of(batch, refuses)) if batch.special else {}
 
 
 def insertion(batch: Batch, *, refuses: bool = True) -> Plan[Conflicts]:
@@ -96,7 +97,7 @@ def insertion(batch: Batch, *, refuses: bool = True) -> Plan[Conflicts]:
 
 
 def _rest_of(batch: Batch, refuses: bool) -> Plan[Conflicts]:
-    if batch.special != "[]":
+    if batch.special:
         yield SQL["insert_special_jobs"], {"jobs": batch.special}
     if not batch.claims:
         return {}

@@ -63,7 +63,7 @@ def to_each(connection: sqlite3.Connection, where: JobFilter, *, seqs: str, act:
     sql = f"SELECT id FROM durableq_jobs WHERE seq IN (SELECT value FROM json_each(:seqs)){conditions} ORDER BY seq"
     done = 0
     for (job_id,) in connection.execute(sql, values | {"seqs": seqs}).fetchall():
-        with contextlib.suppress(DuplicateJob, JobConflict):
+        with contextlib.suppress(JobConflict):
             act(connection, job_id, now=now)
             done += 1
     return done
