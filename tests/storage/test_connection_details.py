@@ -6,7 +6,6 @@ import math
 import os
 import sqlite3
 import stat
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -426,18 +425,6 @@ async def test_reads_share_two_connections_that_cannot_write(
         assert await reader.fetch("PRAGMA busy_timeout") == [(5_000,)]
         opened.execute("INSERT INTO t VALUES (CAST(x'61ff62' AS TEXT))")
         assert await reader.fetch("SELECT x FROM t") == [("a\ufffdb",)]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives threads a priority of their own")
-async def test_whoever_reads_lets_all_others_have_the_processor_first(
-    location: Location, opened: sqlite3.Connection
-) -> None:
-    async with reading(location) as reader:
-        await reader.fetch("SELECT 1")
-        [connection] = reader._idle
-        assert connection._thread.native_id is not None
-        own, its = (os.getpriority(os.PRIO_PROCESS, one) for one in (0, connection._thread.native_id))
-        assert its == min(own + 10, 19)
 
 
 async def test_a_file_of_any_name_is_read(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from urllib.parse import quote
 import aiosqlite
 
 from durableq.errors import DurableQError, QueueNotRunning
-from durableq.storage.sqlite import host
 from durableq.storage.sqlite.connection import Location, readable, translated
 
 _CONNECTIONS: Final = 2
@@ -99,7 +98,7 @@ class Reader:
 
     def _new(self) -> aiosqlite.Connection:
         uri = f"file:{quote(str(self._location.path))}?mode=ro"
-        connection = aiosqlite.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, factory=_Reading)
+        connection = aiosqlite.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
         connection._thread.daemon = True  # an unclosed reader must never hold the process
         return connection
 
@@ -125,14 +124,6 @@ class Reader:
     def _busy(self) -> list[aiosqlite.Connection]:
         """Those that were left, and whose thread has not come to its end."""
         return [connection for connection in self._left if connection._thread.is_alive()]
-
-
-class _Reading(sqlite3.Connection):
-    """Made on the thread that will read: people can wait for a page, what adds and runs jobs should not."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        host.step_back()
-        super().__init__(*args, **options)
 
 
 async def _open(connection: aiosqlite.Connection) -> None:
