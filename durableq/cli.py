@@ -20,6 +20,7 @@ import typer
 from durableq import DurableQ, DurableQError, __version__
 from durableq.clock import SystemClock
 from durableq.encryption import Rotation, new_key
+from durableq.errors import ConfigurationError
 from durableq.storage import back_up, holds_queue
 from durableq.storage import restore as put_back
 from durableq.torture.checks import CHECKS
@@ -87,10 +88,11 @@ def rotate_keys(
 
     Runs beside working processes, and may be stopped and started again. Exits 1 when something could not be read.
     """
-    if not holds_queue(database):
-        print(f"expected the file of a queue, and {str(database)!r} holds none; is the path right?", file=sys.stderr)
-        raise typer.Exit(2)
     with _refusals_in_words():
+        if not holds_queue(database):
+            raise ConfigurationError(
+                f"expected the file of a queue, and {str(database)!r} holds none; is the path right?"
+            )
         rotation = asyncio.run(_rotated(database))
     print(f"{rotation.looked_at:,} jobs: {rotation.args:,} arguments and {rotation.results:,} results encrypted anew.")
     if rotation.unreadable:
@@ -111,25 +113,30 @@ def backup(
     """
     with _refusals_in_words():
         jobs = back_up(database, copy)
-        print(f"{copy} holds {jobs:,} {'job' if jobs == 1 else 'jobs'}, and is whole. To put it back, stop what uses")
-        print(f"{database}, and run: durableq restore {copy} {database}")
+        print(f"{copy} holds {_number_of_jobs(jobs)}, and is whole.")
 
 
 @app.command()
 def restore(
     copy: Annotated[Path, typer.Argument(help="What 'durableq backup' has made.")],
-    database: Annotated[Path, typer.Argument(help="The queue's SQLite file. What there is now is kept beside it.")],
+    database: Annotated[
+        Path, typer.Argument(help="A new file; to put a copy in a file's place, move that away first.")
+    ],
 ) -> None:
-    """Put a copy in the place of a queue's file, which nothing may have open.
+    """Make a copy of a queue a queue's file again, under a name that none has.
 
-    Jobs that ran when the copy was made, or have run since, run again. Exits 2, with nothing changed, when the file is
-    in use or the copy cannot be used.
+    Jobs that ran when the copy was made, or have run since, run again. Exits 2, with nothing changed, when there is a
+    file of that name, a queue runs under it still, or the copy cannot be used.
     """
     with _refusals_in_words():
-        kept = put_back(copy, database, SystemClock())
+        jobs = put_back(copy, database, SystemClock())
         print(
-            f"{database} is now what {copy} holds. {'' if kept is None else f'What it was is kept as {kept}.'}".rstrip()
+            f"{database} holds {_number_of_jobs(jobs)}, and can be used. It belongs to you, and you alone can read it."
         )
+
+
+def _number_of_jobs(jobs: int) -> str:
+    return f"{jobs:,} {'job' if jobs == 1 else 'jobs'}"
 
 
 @app.command()

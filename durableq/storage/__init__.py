@@ -42,11 +42,11 @@ def back_up(source: Path, target: Path) -> int:
     return back_up(source.resolve(), target.absolute())
 
 
-def restore(backup: Path, target: Path, clock: Clock) -> Path | None:
-    """Put a copy in the place of a queue's file while it is not: see `durableq.storage.sqlite.backup`."""
+def restore(backup: Path, target: Path, clock: Clock) -> int:
+    """Make a copy a queue's file again: see `durableq.storage.sqlite.backup`."""
     from durableq.storage.sqlite.backup import restore
 
-    return restore(backup.resolve(), target.resolve(), clock)
+    return restore(backup.resolve(), target.absolute(), clock)
 
 
 def _database_path(text: str) -> Path:

@@ -7,7 +7,6 @@ no ``fcntl``, liveness falls back on leases alone and recovery is slower.
 import contextlib
 import os
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +30,6 @@ _NETWORK_FILESYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gfs2", "ocfs2", "webdav"}
 )
 _LOCAL_FUSE: Final = frozenset({"fuseblk", "fuse.fuse-overlayfs"})
-_NICE: Final = 10
-"""So many steps down, a thread has a ninth of the weight of the others."""
-
 _forks = 0
 
 
@@ -93,21 +89,21 @@ def own_pid() -> int:
     return os.getpid()
 
 
-def step_back() -> None:
-    """Let all other threads have the processor before this one, where the system tells threads apart (Linux)."""
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + _NICE, 19))
-
-
 def sync(path: Path) -> None:
     """Make a file durable, or the entries of a directory: SQLite syncs these too, but swallows an error there.
 
     Never a file that SQLite has open in this process: closing it would drop SQLite's locks.
     """
+    with syncing(path):
+        pass
+
+
+@contextlib.contextmanager
+def syncing(path: Path) -> Iterator[None]:
+    """The same once the block has ended. What cannot be opened is told before it begins."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        yield
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from durableq.errors import SchemaTooNew
-from durableq.storage.sqlite.connection import begin
+from durableq.storage.sqlite.connection import Location, begin, primary_code, translated
 
 
 def migrations() -> list[tuple[int, str]]:
@@ -36,12 +36,14 @@ def current_version(connection: sqlite3.Connection) -> int:
 
 
 def is_queue(path: Path) -> bool:
-    """Whether a file is a database with durableq's tables."""
+    """Whether a file is a database with durableq's tables. Raises `StorageError` when it cannot be looked into."""
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)) as connection:
             return current_version(connection) > 0
-    except sqlite3.DatabaseError:  # no database, or one that cannot be read
-        return False
+    except sqlite3.Error as error:
+        if primary_code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return False
+        raise translated(error, Location(path)) from error
 
 
 def migrate(connection: sqlite3.Connection, now: int) -> None:
