@@ -26,6 +26,8 @@ _HEAD: Final = 40
 """So much of a value is taken for the value: error messages cut what they quote."""
 _CUT_AT: Final = 1_000
 """No text that is stored is cut to fewer characters."""
+_PATIENCE: Final = 8
+"""So many times its length is gone through in a text for what begins like a value and is none."""
 _MOST_VALUES: Final = 200
 _DEEPEST: Final = 64
 
@@ -159,15 +161,21 @@ class _Search:
         """From where to where there are values, in order; those that overlap too."""
         pattern, rests = self._compiled
         reached: defaultdict[tuple[int, str], int] = defaultdict(int)
+        patience = _PATIENCE * len(text)
         for found in pattern.finditer(text):
             group = found.lastindex or 0
             end = found.end(group)
             for rest in rests[group - 1]:
-                # Of each value by itself: one that begins within another may go on behind it. Within itself it is not
-                # looked for: what repeats itself would take too long.
-                if end >= reached[group, rest]:
-                    reached[group, rest] = _end(text, end, rest)
-                    yield found.start(), reached[group, rest]
+                # Of each value by itself: one that begins within another may go on behind it.
+                if end < reached[group, rest]:
+                    continue
+                done, is_whole = _end(text, end, rest)
+                yield found.start(), done
+                # Within one that was found it is not looked for again. Within what only begins like it, it is, but not
+                # for ever: where a long value repeats itself, each character is such a beginning.
+                patience -= 0 if is_whole else done - end
+                if is_whole or patience < 0:
+                    reached[group, rest] = done
 
     @functools.cached_property
     def _compiled(self) -> tuple[re.Pattern[str], list[list[str]]]:
@@ -198,14 +206,14 @@ def _cut_length(head: str, text: str) -> int:
     return next((length for length in lengths if text.endswith(head[:length])), 0)
 
 
-def _end(text: str, at: int, rest: str) -> int:
-    """Return where a value ends whose ``rest`` may follow in a text."""
+def _end(text: str, at: int, rest: str) -> tuple[int, bool]:
+    """Return where a value ends whose ``rest`` may follow in a text, and whether all of that does."""
     for char in rest:
         found = _one(char).match(text, at)
         if found is None:
-            break
+            return at, False
         at = found.end()
-    return at
+    return at, True
 
 
 @functools.lru_cache(maxsize=4_096)

@@ -399,3 +399,15 @@ def test_of_what_a_task_said_nothing_is_shown_while_some_of_its_secrets_are_not_
     for redactor in (Redactor((), [CANARY], knows_all=False), Redactor.of({"pin"}, {"pin": CANARY}, knows_all=False)):
         assert not redactor.knows_all
         assert redactor.said("nothing of interest") == HIDDEN
+
+
+@pytest.mark.parametrize("before", ["", "0", "000", "000000"])
+@pytest.mark.parametrize("zeros", [38, 42, 44, 60])
+def test_a_secret_that_repeats_itself_is_hidden_whatever_stands_before_it(zeros: int, before: str) -> None:
+    secret = "0" * zeros + "7f3aSECRET"
+    shown = Redactor.of({"key"}, {"key": secret}).text(
+        f"got {before}{secret}. The rest of it can be read: {'word ' * 40}"
+    )
+    assert "7f3a" not in shown
+    assert "SECRET" not in shown
+    assert "word word" in shown

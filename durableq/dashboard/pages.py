@@ -1,6 +1,7 @@
 """Templates to HTML. Everything is escaped, and a name that a template misspells is an error, not an empty place."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -68,12 +69,16 @@ async def _in_slices(pieces: Iterator[str]) -> str:
     return "".join(text)
 
 
+_compiling: Final = threading.Lock()
+
+
 @cache
 def _compile_all() -> None:
     """Compile all templates, once: 30 to 40 ms each, which must not be spent on the event loop."""
-    environment = _environment()
-    for name in environment.list_templates():
-        environment.get_template(name)
+    with _compiling:  # whoever comes meanwhile finds them compiled
+        environment = _environment()
+        for name in environment.list_templates():
+            environment.get_template(name)
 
 
 @cache
