@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 from typing_extensions import TypeAliasType
 
+from durableq import redaction
 from durableq.placeholders import PlaceholderSent, restored, too_deep
 from durableq.redaction import HIDDEN, MASKED, Redactor, cleaned, one_line, redacted_text
 from durableq.secret_names import Secret, secret_arguments
@@ -411,3 +412,28 @@ def test_a_secret_that_repeats_itself_is_hidden_whatever_stands_before_it(zeros:
     assert "7f3a" not in shown
     assert "SECRET" not in shown
     assert "word word" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "most"),
+    [
+        pytest.param("a" * 5_000, "a" * 60_000, 2, id="found again and again"),
+        pytest.param("a" * 5_000 + "b", "a" * 60_000, redaction._PATIENCE, id="never found, though all begins like it"),
+        pytest.param("a" * 50 + "b", "a" * 60_000, redaction._PATIENCE, id="never found, and short"),
+    ],
+)
+def test_a_text_is_gone_through_a_few_times_at_most(
+    value: str, text: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[int] = []
+    end_of = redaction._end
+
+    def noted(text: str, at: int, rest: str) -> tuple[int, bool]:
+        end, is_whole = end_of(text, at, rest)
+        passed.append(end - at)
+        return end, is_whole
+
+    monkeypatch.setattr(redaction, "_end", noted)
+    Redactor((), [value]).text(text)
+    assert sum(passed) <= (most + 1) * len(text)
+    assert sum(passed) >= most * len(text) // 2, "as often as that takes no longer"
