@@ -414,6 +414,11 @@ def test_a_secret_that_repeats_itself_is_hidden_whatever_stands_before_it(zeros:
     assert "word word" in shown
 
 
+def test_a_secret_that_begins_within_another_like_it_is_hidden_too() -> None:
+    values = "a" * 50 + "X", "a" * 41 + "XSECRET"
+    assert Redactor((), values).text("a" * 50 + "XSECRET!") == f"{MASKED}!"
+
+
 @pytest.mark.parametrize(
     ("value", "text", "most"),
     [
