@@ -263,6 +263,9 @@ def test_a_rotation_that_finds_nothing_to_rewrite_writes_nothing() -> None:
 
     assert asyncio.run(rotate(ReadOnly(row(1, None)), RING, 10)) == Rotation(1, 0, 0, 0)
     assert asyncio.run(rotate(ReadOnly(), RING, 10)) == Rotation(0, 0, 0, 0)
+    lost = KeyRing({"c": FIRST})
+    unreadable = row(1, lost.seal("{}", "id-1", "t", "args"), lost.seal("1", "id-1", "t", "result"))
+    assert asyncio.run(rotate(ReadOnly(unreadable), RING, 10)) == Rotation(1, 0, 0, 2), "each value counts"
 
 
 @pytest.mark.parametrize(("batch", "is_allowed"), [(0, False), (1, True), (10_000, True), (10_001, False)])
