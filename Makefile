@@ -24,7 +24,7 @@ run: $(VENV)/ready ## Serve the sign-up example on http://127.0.0.1:$(PORT)
 	@$(BIN)/python -m examples.signup --port $(PORT)
 
 test: $(VENV)/ready strace chromium test-floor ## Run the tests, on the newest FastAPI and on the oldest supported
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=
 
 test-floor: $(FLOOR)/ready
 	$(FLOOR)/bin/python -m pytest tests/fastapi -q -n 2 --dist loadfile
