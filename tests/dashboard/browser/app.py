@@ -5,10 +5,12 @@ under a prefix, in a mounted application, and behind two kinds of proxy. Who vis
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
 from typing import Annotated, Any
+from unittest.mock import patch
 from urllib.parse import unquote
 
 import tenacity
@@ -125,11 +127,11 @@ def serve(app: ASGIApp, descriptor: int) -> None:
 def main() -> None:
     logging.disable()  # jobs fail here, because they are asked to
     is_idle = "idle" in sys.argv
-    if is_idle:
-        # A constant, and rightly so where anybody works beside the pages: here nobody has to be rested for.
-        pages.REST_SECONDS = 0.0  # type: ignore[misc]
     dq = DurableQ(sys.argv[1], grace=0.2, threads=4, worker=not is_idle)
-    serve(behind_proxies(application(dq, tasks(dq))), int(sys.argv[2]))
+    # Pages rest so that additions and jobs go on beside them; in an idle application there are none.
+    unrested = patch.object(pages, "REST_SECONDS", 0.0) if is_idle else contextlib.nullcontext()
+    with unrested:
+        serve(behind_proxies(application(dq, tasks(dq))), int(sys.argv[2]))
 
 
 if __name__ == "__main__":
