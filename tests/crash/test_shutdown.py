@@ -10,9 +10,9 @@ from tests.crash.harness import Server, Site, serving
 from tests.support import eventually_sync
 
 GRACE_SECONDS = 1.0
-SLACK_SECONDS = 0.8
+SLACK_SECONDS = 0.6
 """What is not durableq's: uvicorn looks for the signal every 0.1 s and then sleeps 0.1 s before the lifespan ends;
-after it, the interpreter shuts down (0.1 to 0.4 s here, beside other tests)."""
+after it, the interpreter shuts down (0.1 to 0.2 s here)."""
 KINDS = ("async_endless", "sync_endless", "stubborn")
 
 

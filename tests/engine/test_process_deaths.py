@@ -97,7 +97,7 @@ async def test_a_child_can_be_killed_before_it_has_started(runner: ProcessRunner
     run = asyncio.create_task(runner.run(call_of(tasks.spin, str(note)), Heard()))
     await eventually(lambda: children() != set())
     await cancelled(run)
-    await eventually(lambda: children() == set())
+    await eventually(lambda: children() == set(), within=1)
     assert pids_in(note) == []
 
 
@@ -232,7 +232,7 @@ async def test_without_a_limit_a_job_may_take_what_there_is(runner: ProcessRunne
 async def test_a_child_that_sends_an_endless_line_is_killed(runner: ProcessRunner) -> None:
     error = await death(runner.run(call_of(tasks.write_to_the_connection, "x" * 10_000, 1_000), Heard()))
     assert "it sent a line of more than 1,248,576 bytes" in str(error)
-    await eventually(lambda: children() == set())
+    await eventually(lambda: children() == set(), within=1)
     assert await value_of(runner, tasks.where) > 0
 
 
@@ -243,7 +243,7 @@ async def test_a_child_that_sends_nonsense_is_killed(
     error = await death(runner.run(call_of(tasks.write_to_the_connection, f"{line}\n", 1), Heard()))
     assert "it sent what could not be taken in" in str(error)
     assert "what a child process sent could not be taken in" in caplog.text
-    await eventually(lambda: children() == set())
+    await eventually(lambda: children() == set(), within=1)
 
 
 @pytest.mark.parametrize("function", [tasks.close_everything, tasks.turn_into_another_program])
@@ -252,7 +252,7 @@ async def test_a_child_that_has_closed_its_connection_is_killed(
 ) -> None:
     error = await death(runner.run(call_of(function), Heard()))
     assert str(error) == "the child process that ran it was killed: it had closed its connection"
-    await eventually(lambda: children() == set())
+    await eventually(lambda: children() == set(), within=1)
 
 
 async def test_a_child_that_cannot_be_started_fails_the_attempt(
