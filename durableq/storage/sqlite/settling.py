@@ -30,9 +30,6 @@ class Settlement:
     now: int = 0
     succeeded: str | None = None
     """Where nothing but successes without a result is settled, under leases of one number: their ``seq``."""
-    lease_no: int = 0
-    """That number."""
-    count: int = 0
     attempts: str | None = None
     """The failures among them."""
     failed: Sequence[int] = ()
@@ -50,6 +47,10 @@ class Settlement:
     has_final: bool = False
     """Whether a job is finished by it."""
     _outcomes: str | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def count(self) -> int:
+        return len(self.settled)
 
     @property
     def outcomes(self) -> str:
@@ -70,14 +71,14 @@ def settlement_of(settled: Settled, now: int) -> Settlement:
     """Encode outcomes. ``now`` is wall time in microseconds."""
     if not settled:
         return NOTHING
-    settlement = Settlement(settled, now, count=len(settled), lease_no=settled[0][0].lease_no)
-    seqs = _plainly_succeeded(settled, settlement.lease_no)
+    settlement = Settlement(settled, now)
+    seqs = _plainly_succeeded(settled)
     if seqs is not None:
         settlement.succeeded = json.dumps(seqs)
         settlement.has_final = True
         return settlement
     special = [lease.seq for lease, _ in settled if lease.settings is not None]
-    if all(type(outcome) is Succeeded for _, outcome in settled):  # as it mostly is: nothing else to look for
+    if all(type(outcome) is Succeeded for _, outcome in settled):  # with results, limits or follow-up jobs
         settlement.has_final = True
     else:
         special += _add_the_others(settlement, settled, now)
@@ -91,11 +92,12 @@ def settlement_of(settled: Settled, now: int) -> Settlement:
     return settlement
 
 
-def _plainly_succeeded(settled: Settled, lease_no: int) -> list[int] | None:
+def _plainly_succeeded(settled: Settled) -> list[int] | None:
     """Return the ``seq`` of successes of which nothing else is to be written; None when one of them is something else.
 
     One loop and no generators: every job that ends comes by here.
     """
+    lease_no = settled[0][0].lease_no
     seqs = []
     for lease, outcome in settled:
         if type(outcome) is not Succeeded or outcome.result_json is not None or outcome.follow_ups:
@@ -132,7 +134,8 @@ class Written(NamedTuple):
 def settle(connection: sqlite3.Connection, settlement: Settlement, now: int) -> Written:
     """Write outcomes, fenced. Follow it by `check_settled`."""
     if settlement.succeeded is not None:
-        values = {"seqs": settlement.succeeded, "lease_no": settlement.lease_no, "now": settlement.now}
+        lease_no = settlement.settled[0][0].lease_no
+        values = {"seqs": settlement.succeeded, "lease_no": lease_no, "now": settlement.now}
         return Written(connection.execute(SQL["succeed"], values).rowcount)
     noted = 0
     if settlement.attempts is not None:
