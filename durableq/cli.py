@@ -20,8 +20,7 @@ import typer
 from durableq import DurableQ, DurableQError, __version__
 from durableq.clock import SystemClock
 from durableq.encryption import Rotation, new_key
-from durableq.errors import ConfigurationError
-from durableq.storage import back_up, holds_queue
+from durableq.storage import back_up, require_queue
 from durableq.storage import restore as put_back
 from durableq.torture.checks import CHECKS
 from durableq.torture.verdicts import FULL, QUICK, Check, Sizes, Verdict
@@ -89,10 +88,7 @@ def rotate_keys(
     Runs beside working processes, and may be stopped and started again. Exits 1 when something could not be read.
     """
     with _refusals_in_words():
-        if not holds_queue(database):
-            raise ConfigurationError(
-                f"expected the file of a queue, and {str(database)!r} holds none; is the path right?"
-            )
+        require_queue(database)
         rotation = asyncio.run(_rotated(database))
     print(f"{rotation.looked_at:,} jobs: {rotation.args:,} arguments and {rotation.results:,} results encrypted anew.")
     if rotation.unreadable:

@@ -23,7 +23,7 @@ from durableq.dashboard.routes import PAGE_HEADERS
 from durableq.errors import ConfigurationError
 from durableq.fastapi.principals import Principal, Role
 from durableq.queue import DurableQ
-from durableq.storage import holds_queue
+from durableq.storage import require_queue
 
 PORT: Final = 8765
 _GRACE_SECONDS: Final = 2
@@ -44,7 +44,7 @@ def serve(
     ``allow_network``: it is plain HTTP. Raises `ConfigurationError` for a file that is not there, a port that is
     taken, and without uvicorn.
     """
-    check_file(Path(database))
+    require_queue(Path(database))
     check_host(host, allow_network)
     run = _server()
     with _listening(host, port) as listener:
@@ -60,14 +60,6 @@ def application(dq: DurableQ, role: Role, port: int) -> tuple[FastAPI, str]:
     app.get("/enter")(door.enter)
     app.include_router(dashboard(dq, auth=Depends(door.who)))
     return app, door.token
-
-
-def check_file(database: Path) -> None:
-    """Raise `ConfigurationError` for what is no queue yet: neither a mistyped name nor another file becomes one."""
-    if not database.exists():
-        raise ConfigurationError(f"expected the file of a queue, and there is no {str(database)!r}; is the path right?")
-    if not holds_queue(database):
-        raise ConfigurationError(f"expected the file of a queue, and {str(database)!r} holds none; is the path right?")
 
 
 def check_host(host: str, allow_network: bool) -> None:

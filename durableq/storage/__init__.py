@@ -24,15 +24,15 @@ def storage_factory(url_or_path: str | Path, options: QueueOptions, clock: Clock
     return open_sqlite
 
 
-def holds_queue(path: Path) -> bool:
-    """Whether a file is a database with durableq's tables; nothing is written to it.
+def require_queue(path: Path) -> None:
+    """Raise `ConfigurationError` for a file that is no queue yet, or is not there; nothing is written.
 
     For those who must not make a queue of what they were given by mistake. Ask before the queue is opened in this
     process, not after: closing what this opens would drop SQLite's locks.
     """
-    from durableq.storage.sqlite.schema import is_queue
+    from durableq.storage.sqlite.schema import require_queue
 
-    return path.is_file() and is_queue(path)
+    require_queue(path)
 
 
 def back_up(source: Path, target: Path) -> int:

@@ -19,7 +19,8 @@ from starlette.testclient import TestClient
 
 from durableq import ConfigurationError, DurableQ
 from durableq.dashboard import standalone
-from durableq.dashboard.standalone import address, application, check_file, check_host, serve
+from durableq.dashboard.standalone import address, application, check_host, serve
+from durableq.storage import require_queue
 from tests.dashboard.conftest import Page
 from tests.support import eventually_sync
 
@@ -127,7 +128,7 @@ def test_what_is_no_file_of_a_queue_is_refused(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE orders (id)")
     for path in (tmp_path, *tmp_path.glob("*.db")):
         with pytest.raises(ConfigurationError, match=r"holds none"):
-            check_file(path)
+            require_queue(path)
     with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
         assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("orders",)]
 

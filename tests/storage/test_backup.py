@@ -163,11 +163,21 @@ def test_what_is_no_queue_is_neither_backed_up_nor_restored(tmp_path: Path, cont
     other = tmp_path / "other.db"
     if content is not None:
         other.write_bytes(content)
-    with pytest.raises(ConfigurationError, match="holds none; is the path right"):
+    with pytest.raises(ConfigurationError, match="is the path right"):
         back_up(other, tmp_path / "copy.db")
-    with pytest.raises(ConfigurationError, match="holds none; is the path right"):
+    with pytest.raises(ConfigurationError, match="is the path right"):
         restore(other, tmp_path / "app.db", CLOCK)
     assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["other.db"])
+
+
+def test_a_queue_that_is_cut_off_is_called_damaged_and_not_none(source: Path, tmp_path: Path) -> None:
+    back_up(source, tmp_path / "copy.db")
+    os.truncate(tmp_path / "copy.db", 8_192)
+    with pytest.raises(StorageUnusable, match=r"copy\.db is damaged"):
+        put_back(tmp_path / "other.db")
+    with pytest.raises(StorageUnusable, match=r"copy\.db is damaged"):
+        back_up(tmp_path / "copy.db", tmp_path / "other.db")
+    assert not (tmp_path / "other.db").exists()
 
 
 @contextlib.contextmanager

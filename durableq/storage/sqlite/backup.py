@@ -31,7 +31,7 @@ def back_up(source: Path, target: Path) -> int:
     there is a ``target``, `StorageError` when the disk fails; then, and after a crash, there is no ``target``. (A crash
     may leave a file of another name, ending in ``.part``, that may be deleted.)
     """
-    _require_queue(source)
+    schema.require_queue(source)
     _require_nothing(target)
     location = Location(source)
     with _locks_of(location) as locks, _part_of(target) as part:
@@ -54,7 +54,7 @@ def restore(backup: Path, target: Path, clock: Clock) -> int:
     durableq, `StorageBusy` when a queue runs under that name though its file is gone, `StorageError` when the disk
     fails; then, and after a crash, there is no ``target``.
     """
-    _require_queue(backup)
+    schema.require_queue(backup)
     _require_nothing(target)
     location = Location(target)
     with _locks_of(location) as locks, opening(locks), _part_of(target) as part:
@@ -76,15 +76,6 @@ def _locks_of(location: Location) -> Iterator[host.LockFile]:
         yield locks
     finally:
         host.close_lock_file(locks)
-
-
-def _require_queue(path: Path) -> None:
-    try:
-        is_queue = path.is_file() and schema.is_queue(path)
-    except OSError as error:
-        raise StorageUnusable(f"cannot read {path}: {error.strerror}") from error
-    if not is_queue:
-        raise ConfigurationError(f"expected the file of a queue, and {str(path)!r} holds none; is the path right?")
 
 
 def _require_nothing(target: Path) -> None:

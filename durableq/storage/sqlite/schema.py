@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
 
-from durableq.errors import SchemaTooNew
+from durableq.errors import ConfigurationError, SchemaTooNew, StorageUnusable
 from durableq.storage.sqlite.connection import Location, begin, primary_code, translated
 
 
@@ -35,13 +35,24 @@ def current_version(connection: sqlite3.Connection) -> int:
     return version
 
 
-def is_queue(path: Path) -> bool:
-    """Whether a file is a database with durableq's tables. Raises `StorageError` when it cannot be looked into."""
+def require_queue(path: Path) -> None:
+    """Raise `ConfigurationError` for what is no database with our tables, `StorageError` for what cannot be read."""
+    try:
+        if not path.exists():
+            raise ConfigurationError(f"expected the file of a queue, and there is no {str(path)!r}; is the path right?")
+        is_queue = path.is_file() and _is_queue(path)
+    except OSError as error:
+        raise StorageUnusable(f"cannot read {path}: {error.strerror}") from error
+    if not is_queue:
+        raise ConfigurationError(f"expected the file of a queue, and {str(path)!r} holds none; is the path right?")
+
+
+def _is_queue(path: Path) -> bool:
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)) as connection:
             return current_version(connection) > 0
     except sqlite3.Error as error:
-        if primary_code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        if primary_code(error) == sqlite3.SQLITE_NOTADB:
             return False
         raise translated(error, Location(path)) from error
 
