@@ -177,19 +177,26 @@ async def test_what_another_process_added_is_found_though_the_first_look_failed(
     dq.task(name="echo")(echo)
     async with dq.running():
         await finished(dq, await dq.add_task(echo, 0))
-        fails, read = [True], Lookout._read_names
-
-        def read_names(lookout: Lookout, connection: sqlite3.Connection) -> bool:
-            if fails:
-                fails.pop()
-                raise sqlite3.OperationalError("database is locked")
-            return read(lookout, connection)
-
-        monkeypatch.setattr(Lookout, "_read_names", read_names)
+        [bell] = database.with_name("jobs.db.durableq").glob("*.sock")
+        bell.unlink()  # rung by it, the worker would take the job before anybody looks
         with program(database, worker=False) as producer:
-            added = await asyncio.to_thread(producer.tell, "echo", 1)
+            await eventually(partial(_knows_of_others, dq))  # what the program did before is looked at already
+            failures: list[Lookout] = []
+
+            def fail(lookout: Lookout, _: sqlite3.Connection) -> bool:
+                failures.append(lookout)
+                raise sqlite3.OperationalError("disk I/O error")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Lookout, "_read_names", fail)
+                added = await asyncio.to_thread(producer.tell, "echo", 1)
+                await eventually(lambda: bool(failures))
             assert (await dq.wait(added["id"], timeout=5)).result == 1
-        assert not fails
+
+
+async def _knows_of_others(dq: DurableQ) -> bool:
+    health = await dq.health()
+    return health.storage is not None and health.storage.is_shared
 
 
 async def test_the_limits_of_a_job_begin_anew_though_nobody_waited_for_its_retry(database: Path) -> None:
