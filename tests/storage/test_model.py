@@ -11,7 +11,7 @@ import os
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -27,7 +27,7 @@ from durableq.clock import to_micros
 from durableq.engine.decisions import after_crash, before_start
 from durableq.errors import DuplicateJob, IdempotencyConflict
 from durableq.history import SummedBy
-from durableq.models import FINISHED, ClaimRequest, Dead, Job, JobFilter, JobState, Lease, LeaseKey, Outcome, Succeeded
+from durableq.models import FINISHED, Dead, Job, JobFilter, JobState, Lease, LeaseKey, Outcome, Succeeded
 from durableq.storage.protocol import Exchanged, Plan, Storage
 from durableq.storage.sqlite import host
 from durableq.storage.sqlite.connection import Location
@@ -109,12 +109,23 @@ class JobsLife(RuleBasedStateMachine):
         The lease alone is the fence: which of the workers brings the outcome does not matter.
         """
         self.add(worker, [self.made(wanted) for wanted in requests])
-        settled = [(self.taken(number), end.outcome(self.clock.now)) for number, end in ends[: len(self.held)]]
-        latest = dict(sorted(lease.key for lease, _ in settled))  # nobody has two leases of one job
-        self.exchange(worker, [one for one in settled if one[0].key in latest.items()], room)
+        self.exchange(worker, self.ended(ends), room)
 
     more_work = and_more = work
     """Half of all that happens. (Until it has, nothing else can: see the preconditions.)"""
+
+    @precondition(lambda self: self.given)
+    @rule(worker=WORKERS, wanted=SOME_JOBS, ends=st.lists(st.tuples(ANY, ENDINGS), max_size=2), room=ROOMS)
+    def add_beside_a_round_trip(
+        self, worker: int, wanted: list[Wanted], ends: list[tuple[int, Ending]], room: Room
+    ) -> None:
+        """The same in one transaction: a round trip sets out when jobs are on their way."""
+        storage, settled = self.workers[worker].storage, self.ended(ends)
+        trips: list[Awaitable[Exchanged]] = []
+        storage.before_adding(lambda: trips.append(storage.exchange(settled, room.request)))
+        self.add(worker, [self.made(wanted)])
+        storage.before_adding(None)
+        self.exchange(worker, settled, room, trip=trips[0] if trips else None)
 
     @precondition(lambda self: self.held)
     @rule(worker=WORKERS, number=ANY, wanted=SOME_JOBS)
@@ -331,13 +342,20 @@ class JobsLife(RuleBasedStateMachine):
             for jobs, answer in zip(requests, answers, strict=True):
                 self.both(partial(self.model.add, jobs), partial(result_of, answer))
 
-    def exchange(self, worker: int, settled: Sequence[tuple[Lease, Outcome]], room: Room | None = None) -> None:
+    def exchange(
+        self,
+        worker: int,
+        settled: Sequence[tuple[Lease, Outcome]],
+        room: Room | None = None,
+        trip: Awaitable[Exchanged] | None = None,
+    ) -> None:
         """Settle and claim in one round trip. What is claimed too late is settled at once, as workers do."""
         one = self.workers[worker]
         lost = self.model.settle([(self.leases[lease.key], outcome) for lease, outcome in settled])
         overdue = self.model.overdue()
         promised = [] if room is None else self.model.claim(one.id, **room._asdict())
-        found = self.run(exchanged(one.storage, settled, None if room is None else room.request))
+        claim = None if room is None else room.request
+        found = self.run(exchanged(lambda: trip or one.storage.exchange(settled, claim)))
         assert {self.leases[lease.key] for lease, _ in settled if lease.seq in found.lost} == lost
         self.note_settled({lease.key for lease, _ in settled if lease.seq not in found.lost})
         self.note_claimed(found.leases, promised)
@@ -451,6 +469,11 @@ class JobsLife(RuleBasedStateMachine):
             if job.cancel_requested
         )
 
+    def ended(self, ends: list[tuple[int, Ending]]) -> list[tuple[Lease, Outcome]]:
+        settled = [(self.taken(number), end.outcome(self.clock.now)) for number, end in ends[: len(self.held)]]
+        latest = dict(sorted(lease.key for lease, _ in settled))  # nobody has two leases of one job
+        return [one for one in settled if one[0].key in latest.items()]
+
     def taken(self, number: int) -> Lease:
         return self.held.pop(number % len(self.held))
 
@@ -476,10 +499,8 @@ def seen(job: Job[Any] | None) -> dict[str, object] | None:
     return {**{name: getattr(job, name) for name in COMPARED}, "error": job.error and job.error.type}
 
 
-async def exchanged(
-    storage: Storage, settled: Sequence[tuple[Lease, Outcome]], claim: ClaimRequest | None
-) -> Exchanged:
-    return await storage.exchange(settled, claim)
+async def exchanged(set_out: Callable[[], Awaitable[Exchanged]]) -> Exchanged:
+    return await set_out()
 
 
 async def result_of(answer: Any) -> object:

@@ -26,12 +26,12 @@ def torture(directory: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]
     report = directory / "report.json"
     command = [sys.executable, "-m", "durableq", "torture", str(directory), "--seed", "1", "--json", str(report)]
     ran = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, cwd=REPOSITORY, timeout=280, check=False
+        [*command, *arguments], capture_output=True, text=True, cwd=REPOSITORY, timeout=580, check=False
     )
     return ran.returncode, ran.stdout + ran.stderr, json.loads(report.read_text()) if report.exists() else {}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("check", FEWEST)
 def test_no_blow_breaks_a_promise(tmp_path: Path, check: str) -> None:
     if reason := strace.why_not():
