@@ -253,6 +253,24 @@ def test_the_opening_lock_is_waited_for_and_its_holder_named(
     host.close_lock_file(locks)
 
 
+def test_the_opening_lock_of_another_thread_is_waited_for_as_long(location: Location) -> None:
+    location.directory.mkdir()
+    locks = host.open_lock_file(location.directory / "locks")
+    with locks.opening:
+        with (
+            pytest.raises(StorageBusy, match=r"held for 0\.0 s by another thread of this process"),
+            opening(locks, 0.01),
+        ):
+            pytest.fail("it was not had")
+        other = host.open_lock_file(location.directory / "others")
+        with opening(other, 0):
+            pass
+        host.close_lock_file(other)
+    with opening(locks, 0):
+        pass
+    host.close_lock_file(locks)
+
+
 def test_a_file_that_is_gone_or_another_is_noticed(location: Location, opened: sqlite3.Connection) -> None:
     guard = FileGuard(location)
     guard.check()

@@ -192,6 +192,16 @@ class TestRefusals:
         assert entries(tmp_path) == []
         await backend.open(allow_network_filesystem=True)
 
+    @pytest.mark.parametrize("name", ["données", "two words", "tab\tbed"])
+    async def test_a_network_file_system_is_known_by_whatever_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        mounted = tmp_path / name
+        mounted.mkdir()
+        _mount(monkeypatch, mounted, "nfs4")
+        with pytest.raises(StorageUnusable, match="network file system"):
+            await Backend(str(mounted / "jobs.db")).open()
+
     @pytest.mark.parametrize("kind", ["ext4", "btrfs", "overlay", "tmpfs", "fuseblk"])
     async def test_a_local_file_system_is_taken(
         self, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -221,7 +231,7 @@ class TestRefusals:
 
 def _mount(monkeypatch: pytest.MonkeyPatch, directory: Path, kind: str) -> None:
     """Let the kernel's table of mounts say that a directory is a file system of its own."""
-    escaped = str(directory).replace(" ", r"\040")
+    escaped = str(directory).replace(" ", r"\040").replace("\t", r"\011")
     table = (
         "22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n"
         f"60 22 0:50 / {escaped} rw,relatime shared:30 - {kind} server:/export rw\n"

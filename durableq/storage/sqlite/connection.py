@@ -9,7 +9,6 @@ import logging
 import os
 import sqlite3
 import stat
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -176,31 +175,27 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
         return
 
 
-_opening_here: Final = threading.Lock()
-"""The same among the threads of this process: a lock of the kernel knows only processes."""
-
-
 @contextlib.contextmanager
 def opening(locks: host.LockFile, wait_seconds: float = OPENING_SECONDS) -> Iterator[None]:
     """Hold the opening lock: one process at a time creates, migrates or closes a database.
 
     Raises `StorageBusy` when it could not be had in time.
     """
-    with _opening_here:
-        _acquire_opening(locks, wait_seconds)
+    give_up = time.monotonic() + wait_seconds
+    if not locks.opening.acquire(timeout=wait_seconds):
+        raise StorageBusy(f"{locks.path} has been held for {wait_seconds:.1f} s by another thread of this process")
+    try:
+        while not locks.acquire(host.OPENING):
+            if time.monotonic() > give_up:
+                holder = host.lock_holder(locks.path, host.OPENING)
+                raise StorageBusy(f"{locks.path} has been held for {wait_seconds:.1f} s by process {holder or '?'}")
+            time.sleep(0.002)
         try:
             yield
         finally:
             locks.release(host.OPENING)
-
-
-def _acquire_opening(locks: host.LockFile, wait_seconds: float) -> None:
-    give_up = time.monotonic() + wait_seconds
-    while not locks.acquire(host.OPENING):
-        if time.monotonic() > give_up:
-            holder = host.lock_holder(locks.path, host.OPENING)
-            raise StorageBusy(f"{locks.path} has been held for {wait_seconds:.1f} s by process {holder or '?'}")
-        time.sleep(0.002)
+    finally:
+        locks.opening.release()
 
 
 def begin(connection: sqlite3.Connection, wait_seconds: float = 5.0) -> None:

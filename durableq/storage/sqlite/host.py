@@ -6,6 +6,7 @@ no ``fcntl``, liveness falls back on leases alone and recovery is slower.
 
 import contextlib
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def _filesystem_type(path: Path) -> str:
     resolved, best, kind = str(path.resolve()), "", ""
     for line in mounts:
         before, _, after = line.partition(" - ")
-        mount_point = before.split()[4].encode().decode("unicode_escape")
+        mount_point = re.sub(r"\\([0-7]{3})", lambda one: chr(int(one[1], 8)), before.split()[4])
         inside = resolved == mount_point or resolved.startswith(mount_point.rstrip("/") + "/")
         if inside and len(mount_point) >= len(best):
             best, kind = mount_point, after.split()[0]
@@ -120,6 +121,8 @@ class LockFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.users = 0
+        self.opening = threading.Lock()
+        """The byte of `OPENING` among the threads of this process: a lock of the kernel knows only processes."""
         self._held: set[int] = set()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
 
