@@ -35,7 +35,7 @@ from durableq.models import (
 )
 from durableq.storage.protocol import Storage
 from durableq.storage.sqlite import payloads, rows, searching
-from durableq.storage.sqlite.insertion import Claim, batch_of, joined
+from durableq.storage.sqlite.insertion import batch_of, joined
 from durableq.storage.sqlite.settling import (
     NOTHING,
     Settlement,
@@ -298,15 +298,14 @@ def test_a_batch_keeps_plain_jobs_apart_from_those_that_need_more(tmp_path: Path
     batch = batch_of([plain, tagged, unique, repeated])
     assert [row[0] for row in batch.plain] == [plain.id]
     assert [row[0] for row in json.loads(batch.special)] == [tagged.id, unique.id, repeated.id]
-    assert batch.claims == [Claim(unique), Claim(repeated)]
-    assert [(one.key, one.on_conflict) for one in batch.claims] == [("key", "replace"), ("", "return")]
+    assert batch.keyed == [unique, repeated]
     only_plain = batch_of([plain])
-    assert (only_plain.special, only_plain.claims) == ("", [])
+    assert (only_plain.special, only_plain.keyed) == ("", [])
     assert joined([batch]) is batch
     both = joined([only_plain, batch, only_plain, batch])
     assert [row[0] for row in both.plain] == [plain.id] * 4
     assert json.loads(both.special) == json.loads(batch.special) * 2
-    assert both.claims == batch.claims * 2
+    assert both.keyed == batch.keyed * 2
     assert joined([only_plain, only_plain]).special == ""
 
 

@@ -9,7 +9,7 @@ for it: that rolls back the whole group, and stops the queue.
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from durableq.errors import InvariantBroken, JobConflict, NotStored
@@ -288,10 +288,7 @@ def still_held(connection: sqlite3.Connection, leases: str, worker_id: int) -> s
 
 def without_claims(group: Iterable[Operation]) -> list[Operation]:
     """Return the group as it may be replayed after a failed COMMIT: what was claimed is dropped."""
-    kept = []
-    for operation in group:
-        if isinstance(operation, Exchange):
-            operation.lanes = ()
-            operation.suspect_tasks = None
-        kept.append(operation)
-    return kept
+    return [
+        replace(operation, lanes=(), suspect_tasks=None) if isinstance(operation, Exchange) else operation
+        for operation in group
+    ]

@@ -15,27 +15,12 @@ from pydantic_core import to_json
 
 from durableq.clock import from_datetime
 from durableq.errors import DuplicateJob, IdempotencyConflict, NotStored
-from durableq.models import PLAIN, Job, OnConflict
+from durableq.models import PLAIN, Job
 from durableq.storage.protocol import Conflicts, Plan
 from durableq.storage.sqlite import rows
 from durableq.storage.sqlite.statements import INSERTED_AT_ONCE, SQL, insert_statement
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Claim:
-    """The part of a unique key, or of an idempotency key, in storing one job."""
-
-    job: Job[Any]
-
-    @property
-    def key(self) -> str:
-        return "" if self.job.extras.unique is None else self.job.extras.unique.key
-
-    @property
-    def on_conflict(self) -> OnConflict:
-        return "return" if self.job.extras.unique is None else self.job.extras.unique.on_conflict
 
 
 @dataclass(slots=True)
@@ -46,7 +31,7 @@ class Batch:
     """Those that need no more columns than every job has, as rows of them."""
     special: str = ""
     """The others, as a JSON array of arrays; empty for none."""
-    claims: list[Claim] = field(default_factory=list)
+    keyed: list[Job[Any]] = field(default_factory=list)
     first_limit: int | None = None
     """The earliest moment at which one of them expires, or should be finished."""
 
@@ -57,9 +42,9 @@ def batch_of(jobs: Sequence[Job[Any]]) -> Batch:
     if len(plain) == len(jobs):
         return Batch(plain)
     special = [job for job in jobs if job.extras is not PLAIN]
-    claims = [Claim(job) for job in special if job.extras.unique is not None or job.extras.is_idempotent]
+    keyed = [job for job in special if job.extras.unique is not None or job.extras.is_idempotent]
     limits = (limit for job in special for limit in (job.extras.expires_at, job.extras.deadline_at))
-    return Batch(plain, rows.special_rows(special), claims, min(filter(None, limits), default=None))
+    return Batch(plain, rows.special_rows(special), keyed, min(filter(None, limits), default=None))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
@@ -70,7 +55,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(
         [row for batch in batches for row in batch.plain],
         special and f"[{special}]",
-        [claim for batch in batches for claim in batch.claims],
+        [job for batch in batches for job in batch.keyed],
     )
 
 
@@ -99,30 +84,30 @@ def insertion(batch: Batch, *, refuses: bool = True) -> Plan[Conflicts]:
 def _rest_of(batch: Batch, refuses: bool) -> Plan[Conflicts]:
     if batch.special:
         yield SQL["insert_special_jobs"], {"jobs": batch.special}
-    if not batch.claims:
+    if not batch.keyed:
         return {}
-    conflicts = yield from _unique_conflicts(batch.claims, refuses)
-    repeated = yield from _repeated(batch.claims, refuses)
+    conflicts = yield from _unique_conflicts(batch.keyed, refuses)
+    repeated = yield from _repeated(batch.keyed, refuses)
     return conflicts | repeated
 
 
-def _unique_conflicts(claims: Sequence[Claim], refuses: bool) -> Plan[Conflicts]:
-    wanted = {one.job.id: one for one in claims if one.job.extras.unique is not None}
+def _unique_conflicts(keyed: Sequence[Job[Any]], refuses: bool) -> Plan[Conflicts]:
+    wanted = {job.id: (job, job.extras.unique) for job in keyed if job.extras.unique is not None}
     if not wanted:
         return {}
-    keys = [(job_id, one.key) for job_id, one in wanted.items()]
+    keys = [(job_id, unique.key) for job_id, (_, unique) in wanted.items()]
     found = yield SQL["unique_conflicts"], {"claims": json.dumps(keys)}
     conflicts: Conflicts = dict(json.loads(found[0][0]))
     if not conflicts:
         return {}
     for job_id, holder in conflicts.items():
-        if refuses and wanted[job_id].on_conflict == "raise":
-            raise DuplicateJob(holder, wanted[job_id].key)
+        if refuses and wanted[job_id][1].on_conflict == "raise":
+            raise DuplicateJob(holder, wanted[job_id][1].key)
     # By holder, in the order of adding: of several that replace the same job, the last one counts.
     replacements = {
-        conflicts[job_id]: rows.special_row(_moved(one.job, conflicts[job_id]))
-        for job_id, one in wanted.items()
-        if job_id in conflicts and one.on_conflict == "replace"
+        conflicts[job_id]: rows.special_row(_moved(job, conflicts[job_id]))
+        for job_id, (job, unique) in wanted.items()
+        if job_id in conflicts and unique.on_conflict == "replace"
     }
     if replacements:
         yield SQL["replace_jobs"], {"replacements": to_json(list(replacements.items())).decode()}
@@ -130,13 +115,13 @@ def _unique_conflicts(claims: Sequence[Claim], refuses: bool) -> Plan[Conflicts]
     return conflicts
 
 
-def _repeated(claims: Sequence[Claim], refuses: bool) -> Plan[Conflicts]:
+def _repeated(keyed: Sequence[Job[Any]], refuses: bool) -> Plan[Conflicts]:
     """Look at every single one: jobs of one key have one id, but they need not have the same arguments."""
-    jobs = [one.job for one in claims if one.job.extras.is_idempotent]
+    jobs = [job for job in keyed if job.extras.is_idempotent]
     if not jobs:
         return {}
-    keyed = [(job.id, job.args_json, from_datetime(job.created_at)) for job in jobs]
-    found = yield SQL["repeated_jobs"], {"keyed": to_json(keyed).decode()}
+    asked = [(job.id, job.args_json, from_datetime(job.created_at)) for job in jobs]
+    found = yield SQL["repeated_jobs"], {"keyed": to_json(asked).decode()}
     repeated = json.loads(found[0][0])
     for job_id, number, other_args in repeated:
         if refuses and other_args is not None and not _is_same(jobs[number], other_args):
