@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, 
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
+from durableq.codec import utf8_length
 from durableq.context import AsyncTaskClass, TaskClass
 from durableq.errors import ConfigurationError
 from durableq.models import Job
@@ -62,7 +63,7 @@ class Adding(Awaitable[Job[R]], Generic[R]):
 
 
 def check_bulk(jobs: Sequence[Job[Any]]) -> None:
-    size = sum(len(job.args_json) for job in jobs)
+    size = sum(utf8_length(job.args_json) for job in jobs)
     if len(jobs) > BULK_LIMIT or size > BULK_BYTES:
         raise ConfigurationError(
             f"expected at most {BULK_LIMIT:,} jobs and {BULK_BYTES:,} bytes of arguments in one add, got "

@@ -69,7 +69,9 @@ class ArgumentsCodec:
         Checked in lax mode, as FastAPI checks; the validated values are what the task will get. Raises
         `InvalidArguments` naming the argument, or `PayloadTooLarge` over ``max_bytes`` of UTF-8.
         """
-        checked = self._validate(self._bind(args, kwargs))
+        return self._encoded(self._validate(self._bind(args, kwargs)), max_bytes)
+
+    def _encoded(self, checked: dict[str, Any], max_bytes: int) -> str:
         try:
             encoded = self._serializer.to_json(checked, warnings=False)
         except _UNENCODABLE as error:
@@ -95,13 +97,7 @@ class ArgumentsCodec:
             raise self._refused(error) from None
         except _UNENCODABLE as error:
             raise self._invalid(f"the arguments cannot be written as JSON ({error})") from None
-        encoded = self._serializer.to_json(checked, warnings=False)
-        if len(encoded) > max_bytes:
-            raise PayloadTooLarge(
-                f"{self._task}: the arguments take {len(encoded):,} bytes as JSON, the limit is {max_bytes:,}",
-                task=self._task,
-            )
-        return encoded.decode()
+        return self._encoded(checked, max_bytes)
 
     def decode(self, encoded: str) -> tuple[list[Any], dict[str, Any]]:
         """Return positional and keyword arguments, rebuilt to the declared types.
@@ -300,6 +296,11 @@ def encode_result(value: Any, max_bytes: int) -> tuple[str | None, str | None]:
             return encoded.decode(), None
         reason = f"the result takes {len(encoded):,} bytes as JSON, the limit is {max_bytes:,}"
     return json.dumps({_NOT_STORABLE: reason}), reason
+
+
+def utf8_length(text: str) -> int:
+    """Return how many bytes a text takes, mostly without encoding it."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def checksum(args_json: str) -> int:

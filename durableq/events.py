@@ -7,7 +7,7 @@ that report trouble from its threads (`StorageTrouble`, `LoopStalled`).
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from durableq.models import Failure, Lease
@@ -25,6 +25,8 @@ class JobStarted:
 @dataclass(frozen=True, slots=True)
 class JobSucceeded:
     lease: Lease
+    result_json: str | None = field(default=None, repr=False)
+    """What the task returned, as it is stored: encrypted if there are keys."""
 
 
 @dataclass(frozen=True, slots=True)

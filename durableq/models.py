@@ -320,6 +320,8 @@ class Released:
 class Completed:
     """The task's own transaction has settled the job as succeeded; nothing is left to write."""
 
+    result_json: str | None = None
+
 
 Outcome = Succeeded | Retried | Dead | Cancelled | Snoozed | Released
 

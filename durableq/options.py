@@ -11,7 +11,16 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self, TypedDict, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from durableq.clock import to_micros
 from durableq.errors import ConfigurationError, near
@@ -146,6 +155,15 @@ CODE_OPTIONS: Final = frozenset({"retry_on", "give_up_on", "runner", "on_success
 """What belongs to the task as it is deployed: no row can hold it, so no single call can change it."""
 
 
+def _redactable(name: str) -> str:
+    if not name.isascii() or not any(character.isalnum() for character in name):
+        raise ValueError(
+            f"expected names of ASCII letters and digits, got {name!r}; declare such an argument by "
+            "Annotated[..., Secret]"
+        )
+    return name
+
+
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, type) else value
 
@@ -186,7 +204,11 @@ class TaskOptions(_Options):
     runner: RunnerName | None = None
     """Where it runs; None: ``async def`` on the event loop, ``def`` in a thread. "process": a child process."""
     on_success: Callback | None = None
-    """Called with the `Job` once its success is stored. These three may be async; what they raise is logged."""
+    """Called with the `Job` once its success is stored. These three may be async; what they raise is logged.
+
+    The job has its arguments, result, error, attempt, tags and headers. What is not in it, the times of its attempt and
+    its limits, is got by ``await dq.get(job.id)``.
+    """
     on_retry: Callback | None = None
     """Called with the `Job` and the exception once a retry is stored."""
     on_dead: Callback | None = None
@@ -268,10 +290,11 @@ class QueueOptions(_Options):
     """How long succeeded and cancelled jobs are kept; None: for ever."""
     retain_dead: Duration | None = None
     """How long dead letters are kept; None: for ever."""
-    redact: tuple[Text, ...] = ()
+    redact: tuple[Annotated[Text, AfterValidator(_redactable)], ...] = ()
     """Names under which values are hidden wherever they are shown, beside those that say so (password, token, ...).
 
-    Of arguments, headers, keys of objects; whatever their case and separators. In the whole process.
+    Of arguments, headers, keys of objects; whatever their case and separators. In the whole process. ASCII names: those
+    of other letters have no case and separators to look past; declare such arguments by ``Annotated[..., Secret]``.
     """
     loop_stall_warning: Duration = timedelta(seconds=10)
     """Warn when the event loop has not moved for so long."""
@@ -335,5 +358,7 @@ def _plain(error: Any, known: Any) -> str:
     if not error["loc"]:  # a cross-field check: its text says it all
         return str(error["ctx"]["error"])
     name = ".".join(str(part) for part in error["loc"][:1])
+    if error["type"] == "value_error":
+        return f"option {name!r}: {error['ctx']['error']}"
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"option {name!r}: {message}, got {error['input']!r}"

@@ -157,6 +157,6 @@ def _delay_or_moment(value: str | None) -> tuple[float | None, datetime | None]:
         return min(float(text[:12]), LONGEST_DELAY_SECONDS), None
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None, None
     return None, moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -268,6 +268,10 @@ class TestReadingBack:
         with pytest.raises(InvalidArguments):
             codec_of(hint).encode_object({"value": math.nan}, LIMIT)
 
+    def test_a_number_that_json_has_not_is_refused_also_as_a_text(self) -> None:
+        with pytest.raises(InvalidArguments):
+            codec_of(float).encode_object({"value": "NaN"}, LIMIT)
+
     def test_edited_bytes_are_base64_as_they_were_shown(self) -> None:
         codec = codec_of(bytes)
         shown = json.loads(codec.encode((b"\xff\x00",), {}, LIMIT))

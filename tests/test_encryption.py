@@ -211,7 +211,7 @@ class Card(BaseModel):
 async def test_neither_arguments_nor_results_are_in_the_file_but_whoever_may_sees_them(database: Path) -> None:
     dq, seen = DurableQ(database, encryption=NEW), list[Any]()
 
-    @dq.task(name="pay", on_success=lambda job: seen.append(job.args))
+    @dq.task(name="pay", on_success=lambda job: seen.extend([job.args, job.result]))
     async def pay(card: Card) -> Card:
         seen.append(current_job().args)
         current_job().add_task(note, CANARY)
@@ -228,11 +228,11 @@ async def test_neither_arguments_nor_results_are_in_the_file_but_whoever_may_see
         shown = await dq.get(added)
         assert (shown.args, shown.result) == ({"card": {"number": CANARY}}, {"number": CANARY[::-1]})
         assert (await dq.wait(added)).result == shown.result
-        await eventually(lambda: len(seen) == 3)
+        await eventually(lambda: len(seen) == 4)
         listed = (await dq.list()).jobs
         assert [[*job.args] for job in listed] == [["$encrypted"]] * 2
         raw = b"".join(file.read_bytes() for file in database.parent.glob("jobs.db*") if file.is_file())
-    assert sorted(map(str, seen)) == sorted(map(str, [shown.args, shown.args, {"text": CANARY}]))
+    assert sorted(map(str, seen)) == sorted(map(str, [shown.args, shown.args, shown.result, {"text": CANARY}]))
     assert len(raw) > 10_000
     assert CANARY.encode() not in raw
     assert CANARY[::-1].encode() not in raw

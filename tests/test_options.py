@@ -83,6 +83,15 @@ class TestQueueOptions:
         options = queue_options({"grace": 1.5, "lease": timedelta(minutes=1)}, {})
         assert (options.grace, options.lease) == (timedelta(seconds=1.5), timedelta(minutes=1))
 
+    @pytest.mark.parametrize("name", ["contraseña", "密码", "--"])
+    def test_a_name_that_could_not_be_told_from_others_is_not_redacted(self, name: str) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            queue_options({"redact": ["ssn", name]}, {})
+        assert str(caught.value) == (
+            f"option 'redact': expected names of ASCII letters and digits, got {name!r}; "
+            "declare such an argument by Annotated[..., Secret]"
+        )
+
     def test_settings_do_not_change_afterwards(self) -> None:
         with pytest.raises(ValueError, match="frozen"):
             queue_options({}, {}).concurrency = 1

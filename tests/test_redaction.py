@@ -3,8 +3,10 @@
 import contextvars
 import json
 import logging
+import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 from typing_extensions import TypedDict
 
-from durableq import secret_names
+import durableq
+from durableq import DurableQ, secret_names
 from durableq.codec import ArgumentsCodec
 from durableq.context import set_current
 from durableq.engine.decisions import failure_of
@@ -400,3 +403,14 @@ def test_no_log_line_shows_a_secret_or_lets_what_is_logged_pass_for_another_line
     assert "in raised" in said
     assert [line for line in said.splitlines() if line.startswith("ERROR")] == ["ERROR it broke"]
     assert said.splitlines()[0] == "WARNING job a"
+
+
+def test_every_logger_of_durableq_is_guarded() -> None:
+    named = {
+        name
+        for source in Path(durableq.__file__).parent.rglob("*.py")
+        for name in re.findall(r'getLogger\("(durableq[\w.]*)"\)', source.read_text())
+    }
+    assert len(named) > 2
+    DurableQ("unused.db")
+    assert [name for name in named if not any(isinstance(one, Guard) for one in logging.getLogger(name).filters)] == []

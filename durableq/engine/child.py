@@ -33,6 +33,7 @@ from durableq.codec import encode_result
 from durableq.context import set_current
 from durableq.engine.child_tasks import ChildTasks, as_in_the_parent
 from durableq.engine.decisions import DIE, Ruling, failure_of, redactor_of, ruling_on
+from durableq.engine.follow_ups import Allowance, has_ended
 from durableq.engine.notes import LOG_LINES, LOOKED_AT_CHARACTERS
 from durableq.errors import InvalidArguments
 from durableq.jobs import JobMaker
@@ -156,6 +157,7 @@ class _Job:
         self._connection = connection
         self._speaking = threading.Lock()
         self._has_ended = False
+        self._allowance = Allowance()
         self._lines = 0
         self._progress: tuple[float, float | None, str | None] | None = None
         self._progress_sent_at = float("-inf")
@@ -193,7 +195,8 @@ class _Job:
         fields = _job_adapter().dump_python(job, mode="json", warnings="error")
         with self._speaking:
             if self._has_ended:
-                raise RuntimeError(f"job {self.id} has ended: what is added now would not be stored with its success")
+                raise has_ended(self.id)
+            self._allowance.take(job)
             self._connection.send("job", fields)
         return job
 

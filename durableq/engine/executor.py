@@ -379,7 +379,7 @@ class Executor:
         if state is JobState.SUCCEEDED:
             if not isinstance(outcome, Succeeded):
                 logger.warning("job %s raised after its success was committed: %r", running.lease.id, outcome)
-            return Completed()
+            return Completed(running.completed_with)
         if state is JobState.RUNNING and isinstance(outcome, Succeeded):
             text = "the transaction of complete_within was not committed when the task returned"
             return self._judged(running, CompletionRolledBack(text))

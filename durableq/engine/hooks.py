@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from pydantic_core import from_json
@@ -129,7 +130,8 @@ class Hooks:
     def _succeeded(self, event: JobSucceeded) -> None:
         task: AnyTask | None = self._registry.find(event.lease.task)
         if task is not None and task.settings.on_success is not None:
-            self._call_soon(task.settings.on_success, _job_after(event.lease, JobState.SUCCEEDED, None, None))
+            job = replace(_job_after(event.lease, JobState.SUCCEEDED, None, None), result_json=event.result_json)
+            self._call_soon(task.settings.on_success, opened(job, self._registry.keys))
 
     def _handler_for(self, error: BaseException) -> ExceptionHandler | None:
         if not self._handlers:
@@ -191,7 +193,7 @@ async def _call(threads: _Threads, function: Callable[..., Any], *args: Any) -> 
 
 
 def _job_after(lease: Lease, state: JobState, failure: Failure | None, run_at: int | None) -> Job[Any]:
-    """The job as it was stored with the outcome of this attempt."""
+    """The job as this attempt leaves it, as far as its lease tells: see `TaskOptions.on_success`."""
     return Job(
         id=lease.id,
         task=lease.task,

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from pydantic_core import from_json
 
@@ -13,9 +13,9 @@ from durableq.clock import Clock
 from durableq.codec import encode_result
 from durableq.encryption import KeyRing
 from durableq.engine.decisions import redactor_of, storable
+from durableq.engine.follow_ups import Allowance, has_ended
 from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES, LOOKED_AT_CHARACTERS, Notebook
 from durableq.engine.runners import Slots
-from durableq.errors import CollectorClosed, ConfigurationError
 from durableq.jobs import JobMaker
 from durableq.models import Job, Lease, Progress
 from durableq.options import TaskOptions, checked
@@ -23,10 +23,6 @@ from durableq.redaction import Redactor
 from durableq.registry import AnyTask
 from durableq.secret_names import may_name_secrets, secret_arguments
 from durableq.storage.protocol import Notes
-
-FOLLOW_UPS: Final = 10_000
-"""Most jobs that one job may add: they are stored in one transaction, together with everybody's outcomes."""
-FOLLOW_UP_BYTES: Final = 16 * 1024 * 1024
 
 Complete = Callable[[Any, Lease, str | None, Sequence[Job[Any]], Notes], Awaitable[None]]
 """(transaction of the application, lease, result, follow-up jobs, what it said): settle the lease in it."""
@@ -63,9 +59,11 @@ class RunningJob:
     deadline_is_the_limit: bool = False
     """The job's deadline comes before the attempt's timeout."""
     completes_itself: bool = False
+    completed_with: str | None = None
+    """The result that was stored by `complete_within`."""
     """It has written its success in a transaction of its own."""
     _follow_ups: list[Job[Any]] | None = None
-    _follow_up_bytes: int = 0
+    _allowance: Allowance | None = None
     _is_closed: bool = False
     _settings: dict[str, Any] | None = None
     _headers: MutableMapping[str, str] | None = None
@@ -144,17 +142,11 @@ class RunningJob:
 
     def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         if self._is_closed:
-            raise CollectorClosed(
-                f"job {self.id} has ended, or has completed itself: what it adds now would never be stored; add it "
-                "before, or with 'await dq.add_task(...)'"
-            )
+            raise has_ended(self.id)
         job = self._services.maker.new(fn, args, kwargs, headers=self._inherited())
-        self._follow_up_bytes += len(job.args_json)
-        if len(self._follow_ups or ()) >= FOLLOW_UPS or self._follow_up_bytes > FOLLOW_UP_BYTES:
-            raise ConfigurationError(
-                f"expected at most {FOLLOW_UPS:,} follow-up jobs and {FOLLOW_UP_BYTES:,} bytes of arguments from one "
-                "job: they are stored in one transaction; add some that add the rest, or use 'await dq.add_tasks(...)'"
-            )
+        if self._allowance is None:
+            self._allowance = Allowance()
+        self._allowance.take(job)
         self._follow(job)
         return job
 
@@ -165,6 +157,7 @@ class RunningJob:
         keys = self._services.maker.keys
         if keys is not None and result_json is not None:
             result_json = keys.seal(result_json, self.id, self.task, "result")
+        self.completed_with = result_json
         self.completes_itself = True  # from here on it is the commit that counts, not what the task returns or raises
         notes = self._services.notebook.of(self.lease.key)
         return self._services.complete(transaction, self.lease, result_json, self.close(), notes)

@@ -94,7 +94,7 @@ def announce(emitter: Emitter, lease: Lease, outcome: Outcome | Completed) -> No
     match outcome:
         case Succeeded() | Completed():
             if emitter.wants(JobSucceeded):
-                emitter.emit(JobSucceeded(lease))
+                emitter.emit(JobSucceeded(lease, outcome.result_json))
         case Retried(failure, run_at):
             emitter.emit(JobRetried(lease, failure, run_at, outcome.error))
         case Dead(failure):

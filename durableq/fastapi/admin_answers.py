@@ -66,7 +66,10 @@ _UNAVAILABLE: Final[tuple[tuple[type[DurableQError], str], ...]] = (
     (QueueNotRunning, "the queue is not running in this application"),
     (StorageBusy, "the database is busy, nothing was done; try again"),
     (StorageFull, "the disk is full, nothing was done"),
-    (FileReplaced, "the database file was deleted or replaced while it was open, nothing was done"),
+    (
+        FileReplaced,
+        "the database file was deleted or replaced while it was open; the latest writes may be lost, look again",
+    ),
     (StorageError, "the database cannot be used now, nothing was done"),
 )
 

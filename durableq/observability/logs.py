@@ -31,7 +31,7 @@ from durableq.redaction import cleaned, redacted_text
 
 logger: Final = logging.getLogger("durableq")
 
-_LOGGERS: Final = ("durableq", "durableq.fastapi", "durableq.storage")
+_LOGGERS: Final = ("durableq", "durableq.dashboard", "durableq.fastapi", "durableq.storage")
 _CONTINUED: Final = "\n  | "
 
 

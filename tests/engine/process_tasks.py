@@ -20,6 +20,8 @@ from pydantic import BaseModel
 from tenacity import retry_if_not_exception_type, stop_after_delay, wait_fixed
 
 from durableq.context import current_job
+from durableq.engine import follow_ups
+from durableq.errors import ConfigurationError
 from durableq.registry import AnyTask, Registry
 from durableq.retry import PermanentFailure, Retry, RetryPolicy, Snooze
 
@@ -506,6 +508,20 @@ def add_follow_ups(count: int) -> list[str]:
     current_job().headers["added"] = "in the child"
     order = Order(number=1, placed_at=datetime.fromisoformat("2024-05-06T07:08:09+00:00"))
     return [current_job().add_task(follow_up, order).id for _ in range(count)]
+
+
+@task()
+def add_too_many() -> int:
+    for number in range(follow_ups.FOLLOW_UPS + 1):
+        try:
+            current_job().add_task(write_down, "x" * 20_000)
+        except ConfigurationError:
+            return number
+    return -1
+
+
+@task()
+def write_down(text: str) -> None: ...
 
 
 @task()

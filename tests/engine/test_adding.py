@@ -168,3 +168,6 @@ async def test_more_than_64_mib_at_once_are_refused_with_nothing_stored(database
         with pytest.raises(ConfigurationError, match="too many for one transaction; split it"):
             dq.add_jobs([job] * (BULK_BYTES // (1024 * 1024) + 1))
         assert (await dq.counts())[JobState.QUEUED] == 0
+        two_bytes_a_letter = dq.new_job(big, ("é" * 512 * 1024,), {})
+        with pytest.raises(ConfigurationError, match="too many for one transaction; split it"):
+            dq.add_jobs([two_bytes_a_letter] * (BULK_BYTES // (1024 * 1024) + 1))

@@ -31,7 +31,7 @@ from durableq import (
     call,
     current_job,
 )
-from durableq.engine import running
+from durableq.engine import follow_ups
 from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES
 from durableq.events import LeaseLost
 from tests.engine.helpers import AT_ONCE, Gate, collect, finished, in_state, sql
@@ -765,8 +765,8 @@ async def test_a_thread_whose_time_is_over_cannot_add_jobs_any_more(dq: DurableQ
 
 
 async def test_follow_up_jobs_are_bounded(dq: DurableQ, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "FOLLOW_UPS", 10)
-    monkeypatch.setattr(running, "FOLLOW_UP_BYTES", 1000)
+    monkeypatch.setattr(follow_ups, "FOLLOW_UPS", 10)
+    monkeypatch.setattr(follow_ups, "FOLLOW_UP_BYTES", 1000)
 
     @dq.task(name="second")
     async def second(text: str) -> None: ...
@@ -785,6 +785,23 @@ async def test_follow_up_jobs_are_bounded(dq: DurableQ, database: Path, monkeypa
         assert (await finished(dq, await dq.add_task(first, 1))).result == 10
         assert (await finished(dq, await dq.add_task(first, 300))).result == 3
         assert len(sql(database, "SELECT id FROM durableq_jobs WHERE task = 'second'")) == 13
+
+
+async def test_a_follow_up_job_that_was_refused_does_not_count(dq: DurableQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow_ups, "FOLLOW_UP_BYTES", 1000)
+
+    @dq.task(name="second")
+    async def second(text: str) -> None: ...
+
+    @dq.task(name="first", max_attempts=1)
+    async def first() -> None:
+        with pytest.raises(ConfigurationError, match="1,000 bytes of arguments"):
+            current_job().add_task(second, "é" * 500)
+        current_job().add_task(second, "x" * 900)
+
+    async with dq.running():
+        job = await finished(dq, await dq.add_task(first))
+    assert job.state is JobState.SUCCEEDED, job.error
 
 
 async def test_middleware_may_add_follow_up_jobs_too(dq: DurableQ, database: Path) -> None:

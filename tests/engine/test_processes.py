@@ -15,6 +15,7 @@ import pytest_asyncio
 from pydantic_core import to_json
 
 from durableq.engine.decisions import RemoteFailure
+from durableq.engine.follow_ups import FOLLOW_UP_BYTES
 from durableq.engine.notes import LOOKED_AT_CHARACTERS
 from durableq.engine.processes import ProcessRunner, RemoteResult
 from durableq.models import JobState
@@ -417,6 +418,13 @@ async def test_jobs_that_a_job_adds_arrive_as_they_were_made(warm: ProcessRunner
     assert job.args == {"order": {"number": 1, "placed_at": "2024-05-06T07:08:09Z"}}
     assert (job.tags, job.headers) == (("follow-up",), {"trace": "t", "added": "in the child"})
     assert job.created_at.tzinfo is not None
+
+
+@shares_a_loop
+async def test_jobs_that_a_job_adds_are_bounded_in_a_child_as_well(warm: ProcessRunner) -> None:
+    heard = Heard()
+    added = await value_of(warm, tasks.add_too_many, heard=heard)
+    assert added == len(heard.jobs) == FOLLOW_UP_BYTES // len('{"text":""}' + "x" * 20_000)
 
 
 @shares_a_loop

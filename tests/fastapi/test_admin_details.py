@@ -425,7 +425,7 @@ def test_of_a_task_that_nobody_here_knows_every_argument_and_the_result_is_a_sec
         (
             errors.FileReplaced("inside"),
             503,
-            "the database file was deleted or replaced while it was open, nothing was done",
+            "the database file was deleted or replaced while it was open; the latest writes may be lost, look again",
         ),
         (errors.StorageError("inside"), 503, "the database cannot be used now, nothing was done"),
     ],

@@ -80,7 +80,7 @@ def strategies(app: FastAPI) -> Iterator[tuple[Any, Any]]:
 
 
 @pytest.mark.no_cover  # it would take half as long again
-@pytest.mark.timeout(60 + WANTED // 10)
+@pytest.mark.timeout(60 + WANTED // 5)
 def test_no_generated_request_finds_a_defect_or_a_way_around_authentication(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,19 @@ async def _complete(transaction: Any, *, result: Any = None) -> None:
     await current_job().complete_within(transaction, result=result)
 
 
+async def test_whoever_hears_of_the_success_hears_of_its_result(working: DurableQ, kind: Kind) -> None:
+    told: list[Any] = []
+
+    @working.task(name="pay", on_success=lambda job: told.append(job.result))
+    async def pay(x: int) -> None:
+        async with kind.transaction() as transaction:
+            await _complete(transaction.given, result={"paid": x})
+            await transaction.commit()
+
+    await working.add_task(pay, 7)
+    await eventually(lambda: told == [{"paid": 7}])
+
+
 async def test_a_rollback_makes_the_attempt_fail_and_the_next_one_counts(
     working: DurableQ, kind: Kind, disk: Disk
 ) -> None:
