@@ -6,7 +6,7 @@ for a queue that is ill: that is what it is asked about.
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -17,6 +17,8 @@ from durableq.worker import WorkerCondition
 
 LOOK_SECONDS: Final = 1.0
 """How long the database has to answer."""
+UNKNOWN_SECONDS: Final = 600.0
+"""Jobs of tasks that this process does not know may be run by another: for so long that is no news."""
 STALL_SECONDS: Final = 60.0
 """For so long a stall of the event loop counts."""
 
@@ -63,10 +65,11 @@ async def examine(run: Run | None, options: QueueOptions) -> Health:
     findings = [*_of_run(run, worker), *_of_storage(run.storage, condition)]
     if worker is not None:
         findings += of_worker(worker, options)
-    waits: float | None = None
+    waits: Mapping[str, float] = {}
     if run.storage.trouble is None and run.thread == threading.get_ident():  # its readers belong to its event loop
-        waits, unanswered = await _longest_wait(run.storage)
+        waits, unanswered = await _waits(run.storage)
         findings += unanswered
+        findings += () if worker is None else of_waits(waits, worker.unknown_tasks)
     findings.sort(key=lambda one: one.status != "failing")
     return Health(
         status=findings[0].status if findings else "ok",
@@ -75,7 +78,7 @@ async def examine(run: Run | None, options: QueueOptions) -> Health:
         worker_id=None if worker is None else worker.worker_id,
         leases_held=0 if worker is None else worker.leases_held,
         seconds_since_heartbeat=None if worker is None else worker.since_heartbeat,
-        longest_wait_seconds=waits,
+        longest_wait_seconds=max(waits.values(), default=None),
         storage=condition,
     )
 
@@ -129,11 +132,23 @@ def of_worker(worker: WorkerCondition, options: QueueOptions) -> Iterator[Findin
         )
 
 
-async def _longest_wait(storage: Storage) -> tuple[float | None, list[Finding]]:
+def of_waits(waits: Mapping[str, float], unknown: Collection[str]) -> Iterator[Finding]:
+    """Judge how long jobs have waited for tasks that this process does not know. Pure."""
+    late = {task: seconds for task, seconds in waits.items() if task in unknown and seconds >= UNKNOWN_SECONDS}
+    if late:
+        yield Finding(
+            "degraded",
+            f"jobs have waited for {max(late.values()):.0f} s for tasks that no code here has: "
+            f"{', '.join(sorted(late))}. Was one renamed? Register it with aliases=[...], or let another deployment "
+            "run them",
+        )
+
+
+async def _waits(storage: Storage) -> tuple[Mapping[str, float], list[Finding]]:
     try:
         async with asyncio.timeout(LOOK_SECONDS):
-            return await storage.longest_wait(), []
+            return await storage.waits(), []
     except TimeoutError:
-        return None, [Finding("degraded", f"the database did not answer a read within {LOOK_SECONDS:.0f} s")]
+        return {}, [Finding("degraded", f"the database did not answer a read within {LOOK_SECONDS:.0f} s")]
     except Exception as error:  # whatever is wrong with it is the answer
-        return None, [Finding("degraded", f"the database cannot be read: {error}")]
+        return {}, [Finding("degraded", f"the database cannot be read: {error}")]

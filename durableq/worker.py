@@ -55,6 +55,8 @@ class WorkerCondition:
     """What does not work, and is tried again."""
     broken: DurableQError | None
     """Why the worker has stopped by itself."""
+    unknown_tasks: frozenset[str] = frozenset()
+    """Names in the storage that no code here has."""
 
 
 class Worker:
@@ -171,6 +173,7 @@ class Worker:
             since_loop_stalled=self._heartbeat.seconds_since_stall,
             troubles=self._troubles.in_words,
             broken=self._troubles.broken,
+            unknown_tasks=self._claimer.unknown,
         )
 
     def hurry(self) -> None:

@@ -139,6 +139,21 @@ async def test_the_longest_wait_is_that_of_the_job_which_is_next_of_its_queue_an
         assert (await dq.health()).longest_wait_seconds == 40
 
 
+async def test_jobs_that_wait_long_for_a_task_that_nobody_knows_are_told(database: Path) -> None:
+    clock = ManualClock()
+    before = DurableQ(database, worker=False, clock=clock)
+    before.task(name="mail")(print)
+    async with before.running():
+        await before.add_task(print)
+    async with (dq := DurableQ(database, clock=clock)).running():
+        clock.advance(599)
+        assert not has_reason(await dq.health(), "no code here has"), "another process may run them"
+        clock.advance(1)
+        health = await dq.health()
+    assert (health.status, health.longest_wait_seconds) == ("degraded", 600)
+    assert has_reason(health, "jobs have waited for 600 s for tasks that no code here has: mail. Was one renamed?")
+
+
 async def test_a_file_counts_as_shared_until_the_other_process_is_found_dead(database: Path) -> None:
     backend = Backend(str(database))
     storage = await backend.worker()

@@ -68,6 +68,11 @@ class Claimer:
         self._hungry.add(_SUSPECT)
 
     @property
+    def unknown(self) -> frozenset[str]:
+        """Names of tasks in the storage that no code here has."""
+        return self._unknown
+
+    @property
     def queues(self) -> tuple[str, ...]:
         return self._queues
 

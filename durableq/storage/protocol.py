@@ -118,10 +118,11 @@ class Storage(Protocol):
         """Tell what is known without a query. Never raises; may be asked from any thread."""
         ...
 
-    async def longest_wait(self) -> float | None:
-        """Seconds since a job came due that is the next of its queue and task, at most; None: no job is queued.
+    async def waits(self) -> Mapping[str, float]:
+        """By task: seconds since the job came due that is the next of its queue and task. Not in paused queues.
 
-        Looks at one job for each queue and task, however many wait, and at a thousand of them at most.
+        Looks at one job for each queue and task, however many wait, and at a thousand of them at most; of those that
+        have crashed a process before, which are taken one at a time, at the hundred that are next.
         """
         ...
 

@@ -95,10 +95,11 @@ class Pausing:
         await backend.suspect(storage)
         await backend.added(storage)
         clock.advance(60)
-        assert await storage.longest_wait() == 60
+        await backend.added(storage, task="other")
+        assert await storage.waits() == {WORK: 60, "other": 0}, "the one that crashed a process waits, too"
         await storage.pause("default", who="ann")
         assert not await storage.has_runnable(["default"], [WORK])
-        assert await storage.longest_wait() is None
+        assert await storage.waits() == {}
         await storage.resume("default", who="ann")
         assert await storage.has_runnable(["default"], [WORK])
 

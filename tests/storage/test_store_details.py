@@ -29,7 +29,7 @@ from durableq.storage.sqlite.statements import SQL
 from durableq.storage.sqlite.store import SqliteStorage
 from durableq.testing import ManualClock
 from tests.storage.faults import record_statements
-from tests.storage.support import DEAD, DONE, ENDLESS, LEASE, Backend, claim, runs_again, settle, stored
+from tests.storage.support import DEAD, DONE, ENDLESS, LEASE, WORK, Backend, claim, runs_again, settle, stored
 from tests.support import eventually
 
 
@@ -355,15 +355,15 @@ async def test_a_storage_that_is_not_open_says_so(backend: Backend) -> None:
 async def test_the_longest_wait_is_told_in_seconds_and_is_never_negative(
     backend: Backend, storage: Storage, clock: ManualClock
 ) -> None:
-    assert await storage.longest_wait() is None
+    assert await storage.waits() == {}
     await backend.added(storage)
     clock.advance(2.5)
     await backend.added(storage)
-    assert await storage.longest_wait() == 2.5
+    assert await storage.waits() == {WORK: 2.5}
     clock.step_wall(-60)
-    assert await storage.longest_wait() == 0
+    assert await storage.waits() == {WORK: 0}
     await claim(storage)
-    assert await storage.longest_wait() is None
+    assert await storage.waits() == {}
 
 
 async def test_a_close_that_is_cancelled_gives_the_writer_back(

@@ -137,13 +137,18 @@ class Looking:
 
     # -- queues, tasks, workers ----------------------------------------------------------------------------
 
-    async def longest_wait(self) -> float | None:
-        found = await self._reader.fetch(SQL["oldest_due"])
-        due = min((due for _, due, is_paused in found if not is_paused), default=None)
-        return None if due is None else max(self._clock.wall() - due, 0) / SECOND
+    async def waits(self) -> dict[str, float]:
+        oldest: dict[str, int] = {}
+        for _, task, due, is_paused in await self._reader.fetch(SQL["oldest_due"]):
+            if not is_paused:
+                oldest[task] = min(due, oldest.get(task, due))
+        now = self._clock.wall()
+        return {task: max(now - due, 0) / SECOND for task, due in oldest.items()}
 
     async def queues(self, *, at_most: int) -> list[QueueReport]:
-        oldest = {name: due for name, due, _ in await self._reader.fetch(SQL["oldest_due"])}
+        oldest: dict[str, int] = {}
+        for name, _, due, _ in await self._reader.fetch(SQL["oldest_due"]):
+            oldest[name] = min(due, oldest.get(name, due))
         return [
             QueueReport(
                 name=name,

@@ -461,8 +461,8 @@ SELECT EXISTS (
 );
 
 -- name: oldest_due
--- By queue: since when the job has been due that has waited longest among those that are next of their task. Goes from
--- the first job of one queue and task to that of the next. Index: claim.
+-- By queue and task: since when the job has been due that is next. Goes from the first job of one to that of the next,
+-- and looks at those that have crashed a process before. Indexes: claim, suspect.
 WITH RECURSIVE head(seq) AS (
     SELECT * FROM (
         SELECT seq FROM durableq_jobs WHERE state = 'queued' AND crashes = 0
@@ -479,8 +479,11 @@ WITH RECURSIVE head(seq) AS (
         ORDER BY next.queue, next.task, next.priority DESC, next.seq LIMIT 1
     )) FROM head JOIN durableq_jobs AS here ON here.seq = head.seq
     LIMIT 1000
+), suspect(seq) AS (
+    SELECT seq FROM durableq_jobs WHERE state = 'queued' AND crashes > 0 ORDER BY priority DESC, seq LIMIT 100
 )
-SELECT queue, min(run_at), queue IN PAUSED FROM head JOIN durableq_jobs USING (seq) GROUP BY queue;
+SELECT queue, task, min(run_at), queue IN PAUSED
+FROM (SELECT seq FROM head UNION ALL SELECT seq FROM suspect) JOIN durableq_jobs USING (seq) GROUP BY queue, task;
 
 -- name: queue_reports
 -- Of each queue: what waits, up to a limit, what runs, and since when and by whom it is paused. Index: claim, suspect,
