@@ -178,7 +178,7 @@ class Registry:
 
     def arguments_schema(self, name: str) -> str | None:
         """Return the JSON schema of a known task's arguments, or None where JSON Schema cannot say it."""
-        task = self._by_name.get(name)
+        task = self.find(name)
         return None if task is None else task.codec.json_schema
 
     def _own(self, task: AnyTask) -> AnyTask:

@@ -135,7 +135,10 @@ class Storage(Protocol):
         ...
 
     def describe_tasks_with(self, schema_of: Callable[[str], str | None]) -> None:
-        """Say where the JSON schema of a task's arguments comes from; it is stored when the name is first used."""
+        """Say where the JSON schema of a task's arguments comes from.
+
+        It is stored when the name is first used by this process, and by `register` for names that are there.
+        """
         ...
 
     # -- adding --------------------------------------------------------------------------------------------

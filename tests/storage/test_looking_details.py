@@ -41,6 +41,20 @@ async def test_a_task_is_told_with_the_schema_of_its_arguments(backend: Backend,
     assert told == {**schemas, "without": None}
 
 
+async def test_newer_code_describes_the_tasks_that_are_there_when_it_starts(backend: Backend, storage: Storage) -> None:
+    storage.describe_tasks_with({"changed": "{}", "gone": "{}"}.get)
+    await backend.added(storage, task="changed")
+    await backend.added(storage, task="gone")
+    newer = backend.new_storage()
+    newer.describe_tasks_with({"changed": '{"title": "new"}', "never used": "{}"}.get)
+    await newer.open()
+    await newer.register(None)
+    told = {one.name: one.arguments_schema for one in await newer.tasks()}
+    await newer.deregister()
+    await newer.close()
+    assert told == {"changed": '{"title": "new"}', "gone": "{}"}
+
+
 async def test_a_worker_is_alive_to_the_end_of_its_lease(storage: Storage, clock: ManualClock) -> None:
     clock.advance(LEASE)
     [worker] = await storage.workers()

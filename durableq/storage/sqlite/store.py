@@ -137,9 +137,12 @@ class SqliteStorage(Looking, Mending):
 
     async def register(self, wake_up: WakeUp | None, cancel: Cancel | None = None) -> int:
         writer = self._writer
+        described = [[name, schema] for name in sorted(writer.known_names[1]) if (schema := self._schema_of(name))]
 
         def register(connection: sqlite3.Connection) -> int:
             worker_id = self._liveness.register(connection, leases=wake_up is not None)
+            if described:  # by this process' code, which may be newer
+                connection.execute(SQL["insert_task_names"], {"names": json.dumps(described)})
             writer.lookout.own_workers.add(worker_id)
             return worker_id
 
