@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from durableq.engine.child_tasks import refuse_to_start_while_loading
 from durableq.errors import DurableQError, QueueNotRunning
 from durableq.storage.protocol import Storage
 from durableq.waiting import FinishedJobs
@@ -85,6 +86,7 @@ class Life:
 
     async def start(self) -> bool:
         """Begin a run, or join the one on this loop; return whether it was begun."""
+        refuse_to_start_while_loading()
         loop = loop_here()
         if loop is None:
             raise QueueNotRunning(

@@ -7,12 +7,35 @@ import types
 from functools import reduce
 from typing import Any, Final
 
-from durableq.errors import InvalidTask
+from durableq.errors import ConfigurationError, InvalidTask
 from durableq.registry import AnyTask, Registry, Task
 
 _MAIN: Final = "__mp_main__"
 """The program's main module is loaded under this name, as `multiprocessing` does, so that what stands under
 ``if __name__ == "__main__":`` does not run."""
+
+
+_UNGUARDED: Final = (
+    "the program starts a queue, or a server, when it is loaded, and a child process has to load it to find its tasks: "
+    "put the start under if __name__ == '__main__':"
+)
+
+
+class _MainModule:
+    """Whether a child process is loading the program's main module, and whether that has tried to start a queue."""
+
+    is_loading = False
+    has_started = False
+
+
+def refuse_to_start_while_loading() -> None:
+    """Raise `ConfigurationError` when a queue is started by the main module that a child process loads.
+
+    It would run jobs beside the one of its parent, and mostly ends in an address that is in use.
+    """
+    if _MainModule.is_loading:
+        _MainModule.has_started = True
+        raise ConfigurationError(_UNGUARDED)
 
 
 class ChildTasks:
@@ -56,16 +79,26 @@ class ChildTasks:
         return sys.modules.get(_MAIN) or self._load_main()
 
     def _load_main(self) -> types.ModuleType:
-        if self._main_name not in (None, "__main__"):  # started with python -m
-            content = runpy.run_module(self._main_name, run_name=_MAIN, alter_sys=True)
-        elif self._main_path is not None:
-            content = runpy.run_path(self._main_path, run_name=_MAIN)
-        else:
-            raise InvalidTask("a child process cannot find what is defined in an interactive session; use a file")
+        _MainModule.is_loading = True
+        try:
+            content = self._run_main()
+        except BaseException as error:  # also the SystemExit of a server
+            if _MainModule.has_started:
+                raise InvalidTask(_UNGUARDED) from error
+            raise
+        finally:
+            _MainModule.is_loading = False
         module = types.ModuleType(_MAIN)
         vars(module).update(content)
         sys.modules["__main__"] = sys.modules[_MAIN] = module
         return module
+
+    def _run_main(self) -> dict[str, Any]:
+        if self._main_name not in (None, "__main__"):  # started with python -m
+            return runpy.run_module(self._main_name, run_name=_MAIN, alter_sys=True)
+        if self._main_path is not None:
+            return runpy.run_path(self._main_path, run_name=_MAIN)
+        raise InvalidTask("a child process cannot find what is defined in an interactive session; use a file")
 
 
 def _registered(name: str) -> AnyTask | None:

@@ -379,6 +379,12 @@ class Executor:
         if state is JobState.SUCCEEDED:
             if not isinstance(outcome, Succeeded):
                 logger.warning("job %s raised after its success was committed: %r", running.lease.id, outcome)
+            elif outcome.result_json is not None and running.completed_with is None:
+                logger.warning(
+                    "job %s returned a value that is not stored: complete_within has written its success already; "
+                    "give it the value, complete_within(..., result=...)",
+                    running.lease.id,
+                )
             return Completed(running.completed_with)
         if state is JobState.RUNNING and isinstance(outcome, Succeeded):
             text = "the transaction of complete_within was not committed when the task returned"

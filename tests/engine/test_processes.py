@@ -21,6 +21,7 @@ from durableq.engine.processes import ProcessRunner, RemoteResult
 from durableq.models import JobState
 from tests.engine import process_injected as injected
 from tests.engine import process_tasks as tasks
+from tests.engine.helpers import sql
 from tests.engine.process_support import Heard, call_of, failure_of, outcome_of, value_of
 from tests.support import eventually
 
@@ -330,6 +331,42 @@ def test_tasks_of_the_main_module_are_found_and_its_main_part_does_not_run(
     said = ended.stdout.splitlines()
     assert said == ["loaded as __main__ in the parent", "result 2", "failure __main__.Broken __main__.Broken"]
     assert ended.stderr.splitlines() == ["loaded as __mp_main__ in a child"]
+
+
+_UNGUARDED_PROGRAM = """
+import asyncio, sys
+from durableq import DurableQ
+
+dq = DurableQ(sys.argv[1])
+
+@dq.task(runner="process", max_attempts=1)
+def work(number: int) -> int:
+    return number + 1
+
+async def main() -> None:
+    async with dq.running():
+        job = await dq.wait(await dq.add_task(work, 1), timeout=20)
+        print("result", job.result, "error", job.error and job.error.message)
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_starts_whenever_it_is_loaded_is_told_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(_UNGUARDED_PROGRAM)
+    ended = subprocess.run(
+        [sys.executable, "program.py", "jobs.db"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "result None error the program starts a queue, or a server, when it is loaded" in ended.stdout
+    assert "put the start under if __name__ == '__main__':" in ended.stdout
+    registered = sql(tmp_path / "jobs.db", "SELECT seq FROM sqlite_sequence WHERE name = 'durableq_workers'")
+    assert registered == [(1,)], "the child has registered nobody"
 
 
 async def test_the_working_directory_does_not_stand_in_for_the_standard_library(

@@ -183,6 +183,23 @@ async def test_a_plain_function_in_a_thread_completes_at_the_call(
     assert await errors_of(working, job.id) == []
 
 
+async def test_a_value_that_is_returned_and_not_given_is_missed_aloud(
+    working: DurableQ, disk: Disk, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    @working.task(name="pay")
+    def pay(x: int) -> str:
+        with Session(engine) as session:
+            session.execute(INSERT)
+            current_job().complete_within(session)
+            session.commit()
+        return "paid"
+
+    job = await working.add_task(pay, 1)
+    assert await working.result(job, timeout=10) is None
+    assert disk.mine == [1]
+    assert f"job {job.id} returned a value that is not stored" in caplog.text
+
+
 async def test_a_forgotten_await_is_not_a_success(working: DurableQ, disk: Disk, async_engine: AsyncEngine) -> None:
     """With an async transaction nothing happens before; that must not pass for one that was committed."""
     kept: list[Any] = []
