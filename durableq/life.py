@@ -82,7 +82,10 @@ class Life:
             )
         if loop_here() is None:
             raise QueueNotRunning(f"no event loop runs in this thread; use dq.add_task_sync(...) here ({self._name})")
-        raise QueueNotRunning(f"{self._name} is running on another event loop than this one")
+        raise QueueNotRunning(
+            f"{self._name} is running on another event loop than this one. (That of a TestClient is reached by its "
+            "portal: client.portal.call(dq.drain))"
+        )
 
     async def start(self) -> bool:
         """Begin a run, or join the one on this loop; return whether it was begun."""

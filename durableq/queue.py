@@ -251,8 +251,9 @@ class DurableQ(Declarations, Operations):
 
     @contextlib.asynccontextmanager
     async def running(self, app: Any = None) -> AsyncIterator[dict[str, Any]]:
-        """Run the queue inside a block, for one's own lifespan: ``async with dq.running() as state: yield state``.
+        """Run the queue inside a block, for one's own lifespan: ``async with dq.running(app) as state: yield state``.
 
+        Given the ``app``, its routes are checked at once, and tasks see its ``dependency_overrides``.
         Entering twice on one event loop counts references. Leaving stops claiming, gives running jobs ``grace``
         to end, hands the rest back uncounted, and takes at most a second more.
         """
@@ -261,7 +262,7 @@ class DurableQ(Declarations, Operations):
         if app is not None:
             self._app = app
         await self.start()
-        queues = _queues_of(asyncio.get_running_loop() if app is None else app)
+        queues = queues_of(asyncio.get_running_loop() if app is None else app)
         queues.append(self)
         try:
             yield {STATE_KEY: queues}
@@ -373,7 +374,7 @@ def _running_queues(loop: asyncio.AbstractEventLoop) -> list[DurableQ]:
     return _on_loops.setdefault(loop, [])
 
 
-def _queues_of(owner: Any) -> list[DurableQ]:
+def queues_of(owner: Any) -> list[DurableQ]:
     """The list that all lifespans of one app share: two that wrote the same key would hide one another."""
     return _in_state.setdefault(owner, [])
 

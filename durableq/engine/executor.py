@@ -378,7 +378,9 @@ class Executor:
         state = await self._state_after_completion(running)
         if state is JobState.SUCCEEDED:
             if not isinstance(outcome, Succeeded):
-                logger.warning("job %s raised after its success was committed: %r", running.lease.id, outcome)
+                what = getattr(outcome, "failure", None)
+                told = type(outcome).__name__.lower() if what is None else f"{what.type}: {what.message}"
+                logger.warning("job %s ended otherwise after its success was committed: %s", running.lease.id, told)
             elif outcome.result_json is not None and running.completed_with is None:
                 logger.warning(
                     "job %s returned a value that is not stored: complete_within has written its success already; "

@@ -279,7 +279,7 @@ def _why_no_queue(candidates: Iterable[DurableQ]) -> str:
         )
     return (
         "no DurableQ is running for this request. Start it with FastAPI(lifespan=dq.lifespan), or inside your own "
-        "lifespan: 'async with dq.running() as state: yield state'. The lifespan of a mounted app never runs: put "
+        "lifespan: 'async with dq.running(app) as state: yield state'. The lifespan of a mounted app never runs: put "
         "it on the outer app. TestClient runs lifespans only as 'with TestClient(app) as client:'"
     )
 

@@ -15,6 +15,7 @@ from starlette.routing import WebSocketRoute
 from durableq import queue
 from durableq.errors import ConfigurationError
 from durableq.fastapi import background
+from durableq.fastapi.routing import DurableRoute
 from durableq.queue import DurableQ
 
 logger = logging.getLogger("durableq.fastapi")
@@ -24,8 +25,19 @@ async def check_application(dq: DurableQ, app: Any) -> None:
     """Check FastAPI itself, then every route of the application that starts ``dq``."""
     if background.HANDOVER == "stack":
         await require_exit_stack()
-    for route in _routes(getattr(app, "routes", ())):
+    has_another = app is not None and any(one is not dq for one in queue.queues_of(app))
+    routes = list(_routes(getattr(app, "routes", ())))
+    in_memory = sorted({route.path for route in routes if _stays_in_memory(route)})
+    if in_memory:
+        logger.info("routes with FastAPI's own BackgroundTasks, whose tasks stay in memory: %s", ", ".join(in_memory))
+    for route in routes:
         _check_route(route)
+        if has_another and _names_no_queue(route):
+            raise ConfigurationError(
+                f"several queues run in this application, and the route {route.path!r} does not say which it means; "
+                "name one by an alias in place of BackgroundTasks: "
+                "Bulk = Annotated[TaskCollector, Depends(bulk.collector)]"
+            )
 
 
 async def require_exit_stack() -> None:
@@ -71,14 +83,29 @@ def _routes(routes: Any) -> Iterator[Any]:
         yield from _routes(getattr(inner, "routes", None) or ())
 
 
+def _dependants(dependant: Any) -> Iterator[Any]:
+    """What FastAPI knows of a route's function, and of all its dependencies."""
+    if dependant is not None:
+        yield dependant
+        for dependency in dependant.dependencies:
+            yield from _dependants(dependency)
+
+
 def _calls(dependant: Any) -> Iterator[Callable[..., Any]]:
     """A route's function and those of all its dependencies."""
-    if dependant is None:
-        return
-    if dependant.call is not None:
-        yield dependant.call
-    for dependency in dependant.dependencies:
-        yield from _calls(dependency)
+    return (one.call for one in _dependants(dependant) if one.call is not None)
+
+
+def _stays_in_memory(route: Any) -> bool:
+    return not isinstance(route, DurableRoute) and any(
+        one.background_tasks_param_name for one in _dependants(getattr(route, "dependant", None))
+    )
+
+
+def _names_no_queue(route: Any) -> bool:
+    """Whether a route stores jobs, and leaves it to the application in which queue."""
+    unnamed = (background.collect, background.collect_by_yield)
+    return isinstance(route, DurableRoute) or any(call in unnamed for call in _calls(getattr(route, "dependant", None)))
 
 
 def _is_collector(call: Callable[..., Any]) -> bool:

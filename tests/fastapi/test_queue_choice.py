@@ -10,7 +10,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.testclient import TestClient
 
-from durableq import DurableQ, QueueNotRunning
+from durableq import ConfigurationError, DurableQ, QueueNotRunning
 from durableq.fastapi import BackgroundTasks, TaskCollector
 from tests.fastapi.helpers import AtResponseStart, Database, note, request, serving
 
@@ -164,7 +164,7 @@ async def test_with_no_queue_the_error_names_each_way_to_start_one() -> None:
         await request(app)
     text = str(refused.value)
     assert "FastAPI(lifespan=dq.lifespan)" in text
-    assert "async with dq.running() as state: yield state" in text
+    assert "async with dq.running(app) as state: yield state" in text
     assert "mounted app" in text
     assert "with TestClient(app) as client:" in text
 
@@ -196,15 +196,24 @@ async def test_two_queues_on_this_loop_are_ambiguous_and_the_error_names_both(dq
     assert repr(other) in str(refused.value)
 
 
-def test_two_lifespans_on_one_application_are_ambiguous_and_the_last_does_not_win(
-    app: FastAPI, database: Database, other: DurableQ, other_database: Database
+def test_two_lifespans_on_one_application_are_refused_where_a_route_does_not_choose(
+    app: FastAPI, other: DurableQ
 ) -> None:
     app.include_router(APIRouter(lifespan=other.lifespan))
     add_route(app)
+    with (
+        pytest.raises(ConfigurationError, match=r"several queues run in this application, and the route '/' does not"),
+        TestClient(app),
+    ):
+        pass
+
+
+def test_one_queue_that_is_entered_twice_is_no_choice(app: FastAPI, dq: DurableQ, database: Database) -> None:
+    app.include_router(APIRouter(lifespan=dq.lifespan))
+    add_route(app)
     with TestClient(app) as client:
-        with pytest.raises(QueueNotRunning, match="ambiguous"):
-            client.post("/")
-        assert (database.labels(), other_database.labels()) == ([], [])
+        client.post("/")
+        assert len(database.labels()) == 1
 
 
 def test_two_queues_in_a_lifespan_of_ones_own_are_ambiguous_and_the_last_does_not_win(

@@ -321,3 +321,18 @@ def test_an_unknown_way_is_refused_at_import(tmp_path: Path) -> None:
     ended = run(tmp_path, "import durableq.fastapi", handover="magic")
     assert ended.returncode != 0
     assert "expected DURABLEQ_HANDOVER to be 'stack' or 'yield', got 'magic'" in ended.stderr
+
+
+def test_routes_whose_tasks_stay_in_memory_are_told_once(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
+    def audited(background_tasks: fastapi.BackgroundTasks) -> None: ...
+
+    app.get("/audited", dependencies=[Depends(audited)])(lambda: None)
+    app.add_api_route("/forgotten", _forgotten, methods=["GET", "POST"])
+    with caplog.at_level(logging.INFO, "durableq.fastapi"), TestClient(app):
+        pass
+    assert [one.getMessage() for one in caplog.records if "in memory" in one.getMessage()] == [
+        "routes with FastAPI's own BackgroundTasks, whose tasks stay in memory: /audited, /forgotten"
+    ]
+
+
+def _forgotten(background_tasks: fastapi.BackgroundTasks) -> None: ...
