@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _NO_SCHEDULES: Final = "There are no recurring schedules: a job runs once, at an instant that is stored in UTC."
-_NO_HTML: Final = "durableq answers in JSON and renders no page, so nothing stored can become markup."
-_NO_REPLICA: Final = "durableq ships no replication and no restore; it checkpoints under the write lock."
+_NO_REPLICA: Final = "durableq ships no replication; a backup is made in one read transaction, and checked."
 _NO_SHARED_KEY: Final = "There is no key that workers share: each has a row and a kernel lock of its own."
 
 
@@ -169,7 +168,7 @@ GROUPS: Final = (
         "Corruption and backup",
         (
             Bug(88, "litestream#1432", "the WAL-reset bug of SQLite loses committed pages"),
-            Bug(89, "litestream#752", "a restore fails after a checkpoint that nobody saw", _NO_REPLICA),
+            Bug(89, "litestream#752", "a restore fails after a checkpoint that nobody saw"),
             Bug(90, "litestream#1337, litestream#1164, litestream#582", "a replica is corrupt", _NO_REPLICA),
         ),
     ),
@@ -177,15 +176,15 @@ GROUPS: Final = (
         "Security",
         (
             Bug(91, "flower#1217", "another site can make the admin page act"),
-            Bug(92, "flower#1041", "script in the name of a queue", _NO_HTML),
+            Bug(92, "flower#1041", "script in the name of a queue"),
             Bug(93, "rq#2389", "stored pickles run code"),
             Bug(94, "arq (418sec/huntr#1494)", "the same"),
-            Bug(95, "rq-dashboard#526", "script in a job's description", _NO_HTML),
+            Bug(95, "rq-dashboard#526", "script in a job's description"),
             Bug(96, "rq-dashboard#232", "secrets are shown in lists"),
-            Bug(97, "hangfire#1441", "script in an exception", _NO_HTML),
-            Bug(98, "que-web#9", "script in an error", _NO_HTML),
-            Bug(99, "sidekiq#1297, sidekiq#2309", "script in an error or an argument", _NO_HTML),
-            Bug(100, "resque#1946", "templates that do not escape", _NO_HTML),
+            Bug(97, "hangfire#1441", "script in an exception"),
+            Bug(98, "que-web#9", "script in an error"),
+            Bug(99, "sidekiq#1297, sidekiq#2309", "script in an error or an argument"),
+            Bug(100, "resque#1946", "templates that do not escape"),
             Bug(101, "redash#4311", "arguments in the logs"),
             Bug(
                 102,
@@ -194,7 +193,7 @@ GROUPS: Final = (
                 "There is no broker and no password: what durableq names in its logs is the path of a file.",
             ),
             Bug(103, "que (changes of 0.12.2)", "JSON that is read back makes objects of any class"),
-            Bug(104, "dkron#921", "script in the output of a job", _NO_HTML),
+            Bug(104, "dkron#921", "script in the output of a job"),
         ),
     ),
     Group(

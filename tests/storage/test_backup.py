@@ -62,6 +62,7 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.fault("F30")
+@pytest.mark.foreign_bug(89)
 async def test_a_backup_that_is_taken_while_jobs_are_added_and_run_is_whole(tmp_path: Path) -> None:
     source, is_over, acknowledged = tmp_path / "app.db", asyncio.Event(), list[str]()
     dq = DurableQ(source)

@@ -138,6 +138,7 @@ def text_of(attacks: list[str], number: int) -> str:
     return repr(attacks[number]) if number < len(attacks) else "a harmless job"
 
 
+@pytest.mark.foreign_bug(92, 98)
 def test_nothing_of_any_screen_runs(victim: Visitor, served: Served, ids: list[str], attacks: list[str]) -> None:
     plain = [attack for attack in attacks if attack.isprintable() and attack == " ".join(attack.split())]
     for path in SHOWN:
@@ -150,6 +151,7 @@ def test_nothing_of_any_screen_runs(victim: Visitor, served: Served, ids: list[s
     check_addresses(victim)
 
 
+@pytest.mark.foreign_bug(95, 97, 99, 104)
 @pytest.mark.timeout(180)
 def test_nothing_of_a_job_becomes_an_element_or_runs(
     victim: Visitor, served: Served, ids: list[str], attacks: list[str]
