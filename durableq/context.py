@@ -77,7 +77,10 @@ class CurrentJob(Protocol):
         ...
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
-        """Say how far the job is. The latest is stored soon, without waiting for it."""
+        """Say how far the job is. The latest is stored soon, without waiting for it.
+
+        A message is cut at 2,000 characters; numbers that are not finite are ignored.
+        """
         ...
 
     def log(self, message: str) -> None:
@@ -95,7 +98,8 @@ class CurrentJob(Protocol):
     def add_task(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job[Any]:
         """Add a job that is stored together with this job's success, or not at all. No I/O.
 
-        Raises `InvalidTask` and `InvalidArguments`, as `DurableQ.add_task`.
+        Raises `InvalidTask` and `InvalidArguments`, as `DurableQ.add_task`; `CollectorClosed` once the job has ended,
+        or has completed itself; `ConfigurationError` after 10,000 jobs, or 16 MiB of arguments.
         """
         ...
 

@@ -372,7 +372,9 @@ class JobFilter:
     arguments: Mapping[str, str] = field(default_factory=dict)
     """Values of arguments, as text, by name; ``user.id`` looks into an argument. What is encrypted never matches."""
     created_after: datetime | None = None
+    """At this moment or later."""
     created_before: datetime | None = None
+    """Earlier than this moment."""
     finished_after: datetime | None = None
     finished_before: datetime | None = None
 

@@ -83,7 +83,7 @@ class Operations:
         return await self._storage_here().counts(at_most)
 
     async def attempts(self, job_or_id: Job[Any] | str) -> builtins.list[Attempt]:
-        """Return the tries of a job that did not succeed, oldest first, with their tracebacks."""
+        """Return the tries of a job that did not succeed, oldest first, with their tracebacks; of no job, none."""
         return await self._storage_here().attempts(id_of(job_or_id))
 
     async def logs(self, job_or_id: Job[Any] | str, *, skip: int = 0) -> builtins.list[LogLine]:
@@ -125,7 +125,8 @@ class Operations:
         """Return how many tries ended lately, how, and how long they waited and ran; at most 7 days of it.
 
         Of one ``queue`` or ``task``, when given. Counted in the transactions that settle the jobs: nothing is missing
-        after a restart. Tries handed back at a shutdown or snoozed are not counted.
+        after a restart. Tries handed back at a shutdown or snoozed are not counted. Raises `ConfigurationError` for a
+        longer ``window``.
         """
         until = self.now()
         starts = steps_of(until, window)

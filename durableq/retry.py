@@ -33,7 +33,8 @@ class Retry(Exception):
     """Raised by a task: this attempt failed, try again after ``delay`` (seconds or `timedelta`).
 
     Without a delay the task's policy says when. The attempt counts, ``max_attempts`` holds, and which errors the
-    policy retries is not asked. ``raise Retry(delay=30) from error`` keeps the error in the traceback.
+    policy retries is not asked. ``raise Retry(delay=30) from error`` keeps the error in the traceback. Raises
+    ``ValueError`` for a negative delay.
     """
 
     def __init__(self, message: str = "the task asked to be retried", *, delay: timedelta | float | None = None):
@@ -62,7 +63,10 @@ class Retry(Exception):
 
 
 class Snooze(Exception):
-    """Raised by a task: not now, run me again after ``delay`` (seconds or `timedelta`). It costs no attempt."""
+    """Raised by a task: not now, run me again after ``delay`` (seconds or `timedelta`). It costs no attempt.
+
+    Raises ``ValueError`` for a negative delay.
+    """
 
     def __init__(self, delay: timedelta | float) -> None:
         self.delay = _seconds(delay)

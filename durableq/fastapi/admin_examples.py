@@ -137,7 +137,7 @@ SYSTEM: Final = {
             "is_shared": False,
             "database_bytes": 41_943_040,
             "log_bytes": 4_120_032,
-            "log_bytes_alarm": 1_073_741_824,
+            "log_bytes_alarm": 67_108_864,
         },
     },
 }
@@ -148,5 +148,8 @@ EVENTS: Final = (
 )
 PROBLEM: Final = {"detail": {"message": "no job '0199c1f0' is stored"}}
 STATE_PROBLEM: Final = {
-    "detail": {"message": "job 0199c1f0 is running; expected dead or cancelled", "state": "running"}
+    "detail": {
+        "message": "cannot retry job 0199c1f0: expected it to be dead or cancelled, it is running",
+        "state": "running",
+    }
 }

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 FINISHED: Final = ("succeeded", "dead", "cancelled")
-HANDED_BACK: Final = ("snoozed", "cancelled")
-"""Ends of a run whose attempt may be given out again."""
 WORKER_DIED: Final = "durableq.WorkerDied"
 
 

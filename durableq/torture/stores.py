@@ -2,7 +2,7 @@
 
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -82,9 +82,3 @@ def rows(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
     """Ask the file, as any program might."""
     with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
         return connection.execute(sql, values).fetchall()
-
-
-def states_of(path: Path, job_ids: Iterable[str]) -> dict[str, str]:
-    """The states of those of these jobs that are there."""
-    wanted = set(job_ids)
-    return {job_id: state for job_id, state in rows(path, "SELECT id, state FROM durableq_jobs") if job_id in wanted}

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from durableq.errors import (
-    ConfigurationError,
     FileReplaced,
     NotStored,
     StorageBusy,
@@ -269,7 +268,7 @@ def is_fatal(error: sqlite3.Error) -> bool:
     return primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def translated(error: sqlite3.Error, location: Location) -> StorageError | ConfigurationError:
+def translated(error: sqlite3.Error, location: Location) -> StorageError:
     """Put SQLite's error in durableq's words. True only for errors before COMMIT: nothing was written."""
     path, code = location.path, primary_code(error)
     if is_busy(error):

@@ -138,7 +138,7 @@ class Liveness:
         held: Collection[LeaseKey] | None,
         missing_before: Collection[LeaseKey],
     ) -> "Renewal":
-        """Prolong the lease; False when this worker has been reaped. A late renewal cannot take a lease back.
+        """Prolong the lease; it does not hold when this worker has been reaped: a late renewal cannot take it back.
 
         Also hands back, uncounted, what names this worker but is not in its memory: a committed claim whose answer
         was lost. ``held`` is None while a claim is under way. A row must be missing twice in a row, so that one
@@ -174,7 +174,7 @@ class Liveness:
         self, connection: sqlite3.Connection, now: int, *, may_judge: bool
     ) -> tuple[frozenset[int], list[tuple[int, str]]]:
         living, dead = set(), []
-        for worker_id, _, boot_id, expires_at in connection.execute(SQL["list_workers"]).fetchall():
+        for worker_id, boot_id, expires_at in connection.execute(SQL["list_workers"]).fetchall():
             if worker_id == self.worker_id:
                 continue
             reason = self._why_dead(worker_id, boot_id, expires_at, now, may_judge=may_judge)
@@ -202,7 +202,7 @@ class Liveness:
         if seen.expires_at != expires_at:
             raise StorageUnusable(
                 f"worker {worker_id} is alive on another host: two kernels share this database file, and SQLite's "
-                "locks do not reach across. Use one host, or PostgreSQL"
+                "locks do not reach across. Run all workers on one host"
             )
         return HOST_REBOOTED if now - seen.since >= 2 * self._heartbeat else None
 

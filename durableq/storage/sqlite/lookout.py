@@ -196,7 +196,7 @@ class Lookout:
         self._next_due = connection.execute(SQL["next_due"]).fetchone()[0]
         self.learn_limit(connection)
         workers = connection.execute(SQL["list_workers"]).fetchall()
-        others = [(row[0], row[3]) for row in workers if row[0] not in self.own_workers]
+        others = [(worker_id, expires_at) for worker_id, _, expires_at in workers if worker_id not in self.own_workers]
         self.others = tuple(worker_id for worker_id, _ in others)
         self._doorbells = tuple(worker_id for worker_id, expires_at in others if expires_at is not None)
         self.note_cancellations(connection)

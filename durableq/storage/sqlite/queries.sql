@@ -309,7 +309,7 @@ UPDATE durableq_workers SET expires_at = :expires_at WHERE id = :worker_id;
 DELETE FROM durableq_workers WHERE id = :worker_id;
 
 -- name: list_workers
-SELECT id, pid, boot_id, expires_at FROM durableq_workers;
+SELECT id, boot_id, expires_at FROM durableq_workers;
 
 -- name: leases_of_worker
 -- Everything a worker holds. Index: running.

@@ -9,7 +9,7 @@ CREATE INDEX durableq_queues_paused ON durableq_queues (name) WHERE paused_at IS
 ALTER TABLE durableq_workers ADD COLUMN host TEXT NOT NULL DEFAULT '';
 ALTER TABLE durableq_workers ADD COLUMN software TEXT NOT NULL DEFAULT '';
 
--- Tries that ended, so that no chart has to look at jobs. By the minute; by the hour once they are a day old.
+-- Tries that ended, so that no chart has to look at jobs. By the minute; by longer spans when they are older.
 CREATE TABLE durableq_tallies (
     at INTEGER NOT NULL,                   -- begin of the minute, in seconds since the epoch
     queue TEXT NOT NULL,
