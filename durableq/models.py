@@ -25,7 +25,7 @@ class JobState(StrEnum):
     """Where a job is in its life. The last three are *finished*."""
 
     BLOCKED = "blocked"
-    """Waits for other jobs or for a limit."""
+    """Waits for other jobs or for a limit. Reserved: no job comes there yet."""
     SCHEDULED = "scheduled"
     """Waits for its ``run_at``; after a failed attempt, for its retry."""
     QUEUED = "queued"
@@ -42,6 +42,8 @@ FINISHED: Final = frozenset({JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELL
 """The states in which ``finished_at`` is set."""
 RESTARTABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SCHEDULED)
 """The states in which people may retry a job."""
+EDITABLE: Final = (JobState.DEAD, JobState.CANCELLED)
+"""The states in which they may change its arguments, and retry it with them."""
 CANCELLABLE: Final = (JobState.QUEUED, JobState.SCHEDULED, JobState.BLOCKED, JobState.RUNNING)
 """The states in which they may cancel it."""
 DELETABLE: Final = (JobState.DEAD, JobState.CANCELLED, JobState.SUCCEEDED)

@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from durableq import history
 from durableq.errors import ConfigurationError
 from durableq.history import BUCKETS, ENDINGS, Figures, Tally, history_of, quantile, step_of
+from durableq.storage.sqlite import transitions
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -125,3 +127,10 @@ def test_tasks_and_queues_may_come_summed_up_already() -> None:
     assert history.total.succeeded == 1
     assert [(one.task, one.figures.succeeded) for one in history.tasks] == [("t", 7)]
     assert [(one.queue, one.figures.succeeded) for one in history.queues] == [("q", 5), ("r", 2)]
+
+
+def test_no_chart_has_finer_steps_than_what_is_kept_of_its_age() -> None:
+    for age, span in transitions.CONDENSED:
+        steps = [minutes * 60 for window, minutes in history._STEPS if window > timedelta(seconds=age)]
+        assert min(steps) >= span
+    assert timedelta(seconds=transitions.TALLIES_KEPT) > history.LONGEST

@@ -13,7 +13,7 @@ from typing import Any, Final
 from durableq.clock import SECOND
 from durableq.codec import checksum, encode_result
 from durableq.context import set_current
-from durableq.encryption import CannotOpen, is_sealed, without_a_ring
+from durableq.encryption import CORRUPT, CannotOpen, is_sealed, without_a_ring
 from durableq.engine import decisions
 from durableq.engine.hooks import Hooks
 from durableq.engine.processes import ProcessRunner, RemoteCall
@@ -216,7 +216,7 @@ class Executor:
         if running.cancel_asked:
             return decisions.after_cancellation(None)
         if checksum(lease.args_json) != lease.checksum:
-            return _dead("durableq.PayloadCorrupt", "the stored arguments do not match their checksum; not executed")
+            return _dead(CORRUPT, "the stored arguments do not match their checksum; not executed")
         if self._keys is not None:
             try:
                 running.open_args(self._keys)

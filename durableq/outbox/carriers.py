@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeGuard, TypeVar
 
 from durableq.errors import TransactionRefused
 from durableq.outbox.locking import Act, Request, file_of, on_its_thread
 from durableq.storage.sqlite.sharing import turns_of
+from durableq.storage.sqlite.versions import OTHER_LIBRARIES
 
 if TYPE_CHECKING:  # loaded by what reads, when a queue first runs; importing durableq stays light
     import aiosqlite
@@ -22,8 +23,6 @@ else:
     AiosqliteConnection = Any
 
 T = TypeVar("T")
-
-_OTHER_LIBRARIES: Final = ("apsw", "pysqlite", "sqlcipher", "pysqlcipher", "libsql")
 
 
 class AsyncTransaction(Protocol):
@@ -126,7 +125,7 @@ def _require_own_library(driver: Any) -> None:
 
 def _not_a_transaction(value: object) -> str:
     library = type(value).__module__.partition(".")[0]
-    if library.startswith(_OTHER_LIBRARIES):
+    if library in OTHER_LIBRARIES:
         return _another_library(value)
     return (
         "expected a sqlite3 or aiosqlite connection, or a session or connection of SQLAlchemy or SQLModel, got "

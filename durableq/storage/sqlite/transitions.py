@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from durableq.codec import checksum
 from durableq.errors import DuplicateJob, JobConflict, JobNotFound
-from durableq.models import CANCELLABLE, DELETABLE, RESTARTABLE, Job, JobFilter, JobState, Lease, Overdue
+from durableq.models import CANCELLABLE, DELETABLE, EDITABLE, RESTARTABLE, Job, JobFilter, JobState, Lease, Overdue
 from durableq.storage.protocol import DecideLate
 from durableq.storage.sqlite import rows
 from durableq.storage.sqlite.searching import matching
@@ -39,7 +39,7 @@ def retry(connection: sqlite3.Connection, job_id: str, *, now: int, who: str, ar
     if before.state is JobState.SCHEDULED and args_json is None:
         exactly(connection.execute(SQL["run_now"], {"id": before.id, "now": now}).rowcount, 1, "retrying a job")
     elif before.state is JobState.SCHEDULED:
-        raise JobConflict(job_id, before.state, wanted=RESTARTABLE[:2], action="edit and retry")
+        raise JobConflict(job_id, before.state, wanted=EDITABLE, action="edit and retry")
     else:
         digest = None if args_json is None else checksum(args_json)
         values = {"id": before.id, "now": now, "args": args_json, "checksum": digest}
