@@ -369,6 +369,17 @@ def test_a_failure_is_described_without_the_secrets_of_the_job_that_runs() -> No
     assert "in raised" in failure.traceback
 
 
+def test_the_default_of_a_secret_argument_is_no_less_secret() -> None:
+    def send(to: str, code: Annotated[str, Secret] = CANARY, note: str = "hello") -> None: ...
+
+    def fail() -> Failure:
+        job: Any = Running(send, {"to": "ann"})
+        set_current(job)
+        return failure_of(ValueError(f"{CANARY} of ann, hello"))
+
+    assert contextvars.copy_context().run(fail).message == f"{MASKED} of ann, hello"
+
+
 def test_a_failure_outside_of_a_job_is_described_without_what_its_text_calls_secret() -> None:
     failure = failure_of(raised(f"password={CANARY}", f"x://u:{CANARY}@h"), None)
     assert CANARY not in f"{failure}"

@@ -3,6 +3,7 @@
 What an exception says is stored, logged and shown, so it is redacted before it becomes a `Failure`.
 """
 
+import inspect
 import os
 import traceback
 from collections.abc import Callable
@@ -147,12 +148,21 @@ def failure_of(error: BaseException, redactor: Redactor | None = None) -> Failur
 
 
 def redactor_of(function: Callable[..., Any], job: CurrentJob) -> Redactor:
-    """Return what hides the secrets of a job of this task."""
+    """Return what hides the secrets of a job of this task: those it was given, and those that stand in for them."""
     names = secret_arguments(function)
     try:
-        return Redactor.of(names, job.args)
+        return Redactor.of(names, {**_defaults(function), **job.args})
     except (ValueError, RecursionError):  # the arguments are damaged, and the task was not called with them
         return Redactor(names)
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the texts that a task takes for arguments which are not given."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    return {one.name: one.default for one in parameters if isinstance(one.default, str)}
 
 
 def _redactor_here() -> Redactor:
