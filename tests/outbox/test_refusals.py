@@ -142,7 +142,9 @@ def driver_of_another_library(module: str) -> Any:
 
 
 @pytest.mark.fault("R5")
-@pytest.mark.parametrize("module", ["pysqlite3.dbapi2", "apsw", "sqlcipher3.dbapi2", "pysqlcipher3.dbapi2", "sqlean.dbapi2"])
+@pytest.mark.parametrize(
+    "module", ["pysqlite3.dbapi2", "apsw", "sqlcipher3.dbapi2", "pysqlcipher3.dbapi2", "sqlean.dbapi2"]
+)
 async def test_another_sqlite_library_is_refused(dq: DurableQ, send: Task[[int], int], module: str) -> None:
     driver = driver_of_another_library(module)
     with pytest.raises(TransactionRefused, match=f"got {module}.Connection: two SQLite libraries in one process"):
