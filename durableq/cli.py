@@ -33,8 +33,19 @@ _NAMES: Final = [one.name for one in CHECKS]
 _TOLD_AT_MOST: Final = 20
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"durableq {__version__}, SQLite {sqlite3.sqlite_version}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def durableq() -> None:
+def durableq(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it, and SQLite's.")
+    ] = False,
+) -> None:
     """Background tasks that survive."""
 
 

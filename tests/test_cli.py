@@ -12,6 +12,7 @@ from urllib.request import HTTPCookieProcessor, build_opener
 import pytest
 from typer.testing import CliRunner, Result
 
+import durableq
 from durableq import DurableQ
 from durableq.cli import app
 from durableq.encryption import KeyRing, new_key
@@ -141,3 +142,11 @@ def test_without_its_packages_the_dashboard_says_what_to_install(
     ran = runner.invoke(app, ["dashboard", "--db", str(stored_in_clear(tmp_path / "jobs.db"))])
     assert ran.exit_code == 2
     assert "pip install 'durableq[dashboard]'" in ran.stderr
+
+
+def test_the_version_is_told_with_that_of_sqlite() -> None:
+    told = runner.invoke(app, ["--version"])
+    assert (told.exit_code, told.output.split(",")[:2]) == (
+        0,
+        [f"durableq {durableq.__version__}", f" SQLite {sqlite3.sqlite_version}"],
+    )
