@@ -24,6 +24,8 @@ from tests.storage.support import Backend, PythonProcess, runs_again
 
 AFFECTED, FIXED = (3, 51, 2), (3, 51, 3)
 STRESS_SECONDS = 2.0
+STRESS_JOBS = 6_000
+"""Of 4 KB each, however slow the machine is: three times what the log may grow to before a checkpoint."""
 ADD_AND_CHECKPOINT = """
 import asyncio, json, sys, time
 from tests.storage.support import Backend
@@ -35,7 +37,7 @@ async def main():
     print('"ready"', flush=True)
     sys.stdin.readline()
     ids, largest, until = [], 0, time.monotonic() + float(sys.argv[2])
-    while time.monotonic() < until:
+    while time.monotonic() < until or len(ids) < int(sys.argv[3]):
         ids += [job.id for job in await backend.added(storage, 20, args_json=json.dumps("x" * 4_000))]
         largest = max(largest, storage.condition().log_bytes)
     print(json.dumps([ids, largest]), flush=True)
@@ -207,7 +209,7 @@ class TestCheckpoints:
     def test_two_processes_that_write_and_checkpoint_without_pause_lose_nothing(self, tmp_path: Path) -> None:
         """A stress, for what no test can force: the bug needs an instant that only SQLite's authors can hit at will."""
         path = tmp_path / "jobs.db"
-        script = ("-c", ADD_AND_CHECKPOINT, str(path), str(STRESS_SECONDS))
+        script = ("-c", ADD_AND_CHECKPOINT, str(path), str(STRESS_SECONDS), str(STRESS_JOBS))
         with PythonProcess(*script) as one, PythonProcess(*script) as other:
             assert (one.read(), other.read()) == ("ready", "ready")
             for process in (one, other):
