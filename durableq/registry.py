@@ -346,7 +346,7 @@ def _require_module_level(function: object) -> None:
 
 
 def _why_not(function: object) -> str | None:
-    if not isinstance(function, types.FunctionType):
+    if type(function) is not types.FunctionType:  # isinstance believes a mock that was made with spec=
         return f"expected a function, got {_kind(function)}"
     if _is_generator(function):
         return _GENERATOR
@@ -373,13 +373,21 @@ def _kind(function: object) -> str:
         type: "a class",
     }
     name = type(function).__name__
-    return kinds.get(type(function)) or ("a functools.partial" if name == "partial" else f"a {name} object")
+    return kinds.get(type(function)) or (
+        "a functools.partial" if name == "partial" else f"{_article(name)} {name} object"
+    )
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "AEIOUaeiou" else "a"
 
 
 def _place(function: object) -> str:
     code = _code_of(function)
-    name = getattr(function, "__qualname__", None) or repr(function)
-    return f"{name} ({Path(code.co_filename).name}:{code.co_firstlineno})" if code else str(name)
+    name = getattr(function, "__qualname__", None)
+    if not (isinstance(name, str) and name):  # a mock has a mock of one
+        name = repr(function)
+    return f"{name} ({Path(code.co_filename).name}:{code.co_firstlineno})" if code else name
 
 
 def _same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
@@ -399,7 +407,7 @@ def _code_of(function: object) -> types.CodeType | None:
         code = getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
     except ValueError:  # wrappers in a circle
         return None
-    return code if isinstance(code, types.CodeType) else None
+    return code if type(code) is types.CodeType else None  # an AsyncMock has a mock of one, which isinstance believes
 
 
 def _is_hashable(function: object) -> bool:

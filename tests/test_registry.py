@@ -9,6 +9,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pydantic
 import pytest
@@ -161,6 +162,18 @@ class TestWhichFunctions:
             registry.task_for(function)
         with pytest.raises(InvalidTask, match=reason):
             registry.register(function, options={})
+
+    @pytest.mark.parametrize("spec", [None, plain], ids=["anything", "a function"])
+    @pytest.mark.parametrize(
+        ("kind", "named"), [(Mock, "a Mock"), (MagicMock, "a MagicMock"), (AsyncMock, "an AsyncMock")]
+    )
+    def test_a_mock_is_refused_by_its_name_whatever_it_claims_to_be(
+        self, registry: Registry, kind: Any, named: str, spec: Any
+    ) -> None:
+        with pytest.raises(
+            InvalidTask, match=rf"^<{kind.__name__} name='send' .*expected a function, got {named} object"
+        ):
+            registry.task_for(kind(name="send", spec=spec))
 
     @pytest.mark.parametrize(
         "foreign", [json.dumps, warnings.warn_explicit, pydantic.create_model, tenacity.retry], ids=named
