@@ -1,7 +1,7 @@
 """Jobs on their way to the disk: calls that shall become jobs, and what awaiting them tells."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
@@ -39,6 +39,27 @@ def call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: .
 def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
     """Note a call of a task, type-checked, without making it."""
     return Call(fn, args, kwargs)
+
+
+def calls_in(calls: Iterable[Call[Any]]) -> Iterator[Call[Any]]:
+    """Go through calls. Raises `ConfigurationError` for what is none, as a task that was not wrapped in `call`."""
+    if not isinstance(calls, Iterable):
+        raise ConfigurationError(f"expected a list of calls, got {_shown(calls)}; {_WRAP}")
+    for one in calls:
+        if not isinstance(one, Call):
+            raise ConfigurationError(f"expected a list of calls, got one with {_shown(one)} in it; {_WRAP}")
+        yield one
+
+
+_WRAP: Final = "wrap each in call(fn, ...): add_tasks([call(send, 1), call(send, 2)])"
+
+
+def _shown(value: object) -> str:
+    """Say what came, without the arguments in it: they may be secret."""
+    name = getattr(value, "__qualname__", None)
+    return (
+        f"{name} itself" if callable(value) and isinstance(name, str) else f"an object of type {type(value).__name__}"
+    )
 
 
 class Adding(Awaitable[Job[R]], Generic[R]):

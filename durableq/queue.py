@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, Final, ParamSpec, TypeVar, Unpack, cast, overload
 
 from durableq import outbox
-from durableq.adding import Adding, Call, all_added, check_bulk
+from durableq.adding import Adding, Call, all_added, calls_in, check_bulk
 from durableq.clock import Clock, SystemClock
 from durableq.context import AsyncTaskClass, TaskClass
 from durableq.declarations import Declarations
@@ -144,9 +144,10 @@ class DurableQ(Declarations, Operations):
     def add_tasks(self, calls: Iterable[Call[Any]]) -> Awaitable[builtins.list[Job[Any]]]:
         """Add many jobs, made with `call(fn, ...)`, in one transaction: all or none.
 
-        At most 100,000 jobs or 64 MiB of arguments. Raises as `add_task`.
+        At most 100,000 jobs or 64 MiB of arguments. Raises as `add_task`, and `ConfigurationError` for more, or for
+        what is not a call.
         """
-        jobs = [self.new_job(one.function, one.args, one.kwargs) for one in calls]
+        jobs = [self.new_job(one.function, one.args, one.kwargs) for one in calls_in(calls)]
         return all_added(self._storage_here(), jobs, self.add_jobs(jobs))
 
     def add_jobs(self, jobs: Sequence[Job[Any]], *, impatient: bool = False) -> "asyncio.Future[Conflicts | None]":

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,6 +147,25 @@ async def test_one_bad_call_among_many_stores_none(database: Path) -> None:
         with pytest.raises(InvalidArguments):
             dq.add_tasks([call(double, 1), call(double, "x"), call(double, 2)])  # type: ignore[call-overload]
     assert count(database) == 0
+
+
+@pytest.mark.parametrize(
+    ("calls", "came"),
+    [
+        ([double], "one with double itself in it"),
+        ([call(double, 1), (double, 1)], "one with an object of type tuple in it"),
+        (call(double, 1), "an object of type Call"),
+        (double, "double itself"),
+    ],
+    ids=["function", "tuple", "one call", "no list"],
+)
+async def test_what_is_no_list_of_calls_is_refused_with_how_to_make_one(database: Path, calls: Any, came: str) -> None:
+    dq = DurableQ(database, worker=False)
+    async with dq.running():
+        with pytest.raises(ConfigurationError) as caught:
+            await dq.add_tasks(calls)
+        assert str(caught.value).startswith(f"expected a list of calls, got {came}; wrap each in call(fn, ...): ")
+        assert count(database) == 0
 
 
 async def test_more_than_a_hundred_thousand_at_once_are_refused_with_nothing_stored(database: Path) -> None:
