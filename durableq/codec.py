@@ -20,6 +20,7 @@ from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializ
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from durableq.errors import ConfigurationError, InvalidArguments, InvalidTask, PayloadTooLarge, ResultUnavailable, near
+from durableq.options import CODE_OPTIONS, TaskOptions
 from durableq.redaction import redacted_text
 from durableq.secret_names import is_secret_name, secret_arguments
 
@@ -45,6 +46,7 @@ class ArgumentsCodec:
 
     def __init__(self, function: Callable[..., Any], task_name: str, injected: frozenset[str] = frozenset()) -> None:
         self._task = task_name
+        self._function_name = getattr(function, "__name__", task_name)
         self._injected = injected
         self._secret = secret_arguments(function)
         parameters = [p for name, p in inspect.signature(function).parameters.items() if name not in injected]
@@ -150,10 +152,19 @@ class ArgumentsCodec:
             elif name in self._positional_only:
                 raise self._invalid(f"argument {name!r} is positional-only", name)
             else:
-                raise self._invalid(f"unknown argument {name!r}{near(name, self._names)}", name)
+                raise self._invalid(f"unknown argument {name!r}{self._what_was_meant(name)}", name)
         if extra and self._double_star is not None:
             values[self._double_star] = extra
         return values
+
+    def _what_was_meant(self, name: str) -> str:
+        """Guess at an argument that the function does not have: it may be an option of the task, in the wrong place."""
+        guess = near(name, self._names)
+        if name not in TaskOptions.model_fields:
+            return guess
+        function = self._function_name
+        way = f"@dq.task({name}=...)" if name in CODE_OPTIONS else f"{function}.options({name}=...), with @dq.task"
+        return f"{guess + ' If' if guess else '; if'} the option is meant: {way} above {function}"
 
     def _spread(self, values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         args: list[Any] = []

@@ -135,6 +135,25 @@ class TestBinding:
             assert str(caught.value).startswith("mail:work: ")
             assert caught.value.argument == name
 
+    @pytest.mark.parametrize(
+        ("given", "hint"),
+        [
+            ("delay", "'delay'; if the option is meant: work.options(delay=...), with @dq.task above work"),
+            ("on_dead", "'on_dead'; if the option is meant: @dq.task(on_dead=...) above work"),
+            (
+                "queue",
+                "'queue', did you mean 'queues'? If the option is meant: work.options(queue=...), "
+                "with @dq.task above work",
+            ),
+        ],
+    )
+    def test_an_option_among_the_arguments_is_told_where_it_belongs(self, given: str, hint: str) -> None:
+        def work(queues: int = 1) -> None: ...
+
+        with pytest.raises(InvalidArguments) as caught:
+            ArgumentsCodec(work, "t").encode((), {given: 5}, LIMIT)
+        assert str(caught.value) == f"t: unknown argument {hint}"
+
     def test_defaults_are_left_to_the_function(self) -> None:
         """A default that the next deployment changes is the next deployment's, and need not be JSON."""
         codec = codec_of(int, default=object())
