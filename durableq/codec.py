@@ -20,7 +20,7 @@ from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializ
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from durableq.errors import ConfigurationError, InvalidArguments, InvalidTask, PayloadTooLarge, ResultUnavailable, near
-from durableq.options import CODE_OPTIONS, TaskOptions
+from durableq.options import CODE_OPTIONS, option_meant_by
 from durableq.redaction import redacted_text
 from durableq.secret_names import is_secret_name, secret_arguments
 
@@ -160,10 +160,13 @@ class ArgumentsCodec:
     def _what_was_meant(self, name: str) -> str:
         """Guess at an argument that the function does not have: it may be an option of the task, in the wrong place."""
         guess = near(name, self._names)
-        if name not in TaskOptions.model_fields:
+        option = option_meant_by(name)
+        if option is None:
             return guess
         function = self._function_name
-        way = f"@dq.task({name}=...)" if name in CODE_OPTIONS else f"{function}.options({name}=...), with @dq.task"
+        way = (
+            f"@dq.task({option}=...)" if option in CODE_OPTIONS else f"{function}.options({option}=...), with @dq.task"
+        )
         return f"{guess + ' If' if guess else '; if'} the option is meant: {way} above {function}"
 
     def _spread(self, values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -168,6 +168,13 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, type) else value
 
 
+def _a_policy(value: Any) -> Any:
+    if isinstance(value, RetryPolicy | dict):
+        return value
+    hint = f"; how often it is tried is max_attempts={value}" if type(value) is int and value > 0 else ""
+    raise ValueError(f"expected a RetryPolicy, got {value!r}{hint}")
+
+
 class TaskOptions(_Options):
     """How jobs of a task are queued, run and retried. Durations are `timedelta` or seconds."""
 
@@ -176,7 +183,7 @@ class TaskOptions(_Options):
     """Higher runs first within a queue."""
     max_attempts: Annotated[int, Field(ge=1, le=1_000_000)] = 5
     """Total tries, the first included."""
-    retry: RetryPolicy = DEFAULT_POLICY
+    retry: Annotated[RetryPolicy, BeforeValidator(_a_policy)] = DEFAULT_POLICY
     delay: Annotated[timedelta, Field(ge=timedelta(0), le=LONGEST)] | None = None
     """Earliest start, counted from ``add_task``."""
     run_at: AwareDatetime | None = None
@@ -257,6 +264,30 @@ class TaskOptions(_Options):
 _EXTRA_OPTIONS: Final = frozenset(
     {"expires", "timeout", "deadline", "unique", "idempotency_key", "result_ttl", "tags", "headers"}
 )
+
+
+_WORDS_ELSEWHERE: Final[Mapping[str, Sequence[str]]] = {
+    "max_attempts": ("retries", "max_retries", "tries", "max_tries", "attempts"),
+    "retry": ("retry_policy", "retry_delay", "retry_backoff", "default_retry_delay", "min_backoff", "max_backoff"),
+    "retry_on": ("autoretry_for",),
+    "give_up_on": ("dont_autoretry_for", "throws"),
+    "delay": ("countdown", "defer", "defer_by"),
+    "run_at": ("eta", "defer_until", "scheduled", "schedule_at"),
+    "expires": ("max_age",),
+    "timeout": ("time_limit", "soft_time_limit", "job_timeout"),
+    "queue": ("queue_name",),
+    "idempotency_key": ("job_id", "task_id"),
+    "result_ttl": ("keep_result", "result_expires", "ignore_result"),
+    "on_success": ("link",),
+    "on_dead": ("on_failure", "link_error"),
+}
+"""What Celery, arq, SAQ, Huey, Dramatiq and RQ call what is an option here."""
+_MEANT_BY: Final = {word: option for option, words in _WORDS_ELSEWHERE.items() for word in words}
+
+
+def option_meant_by(word: str) -> str | None:
+    """Return the option of tasks that a word names, here or in another queue; None for none."""
+    return word if word in TaskOptions.model_fields else _MEANT_BY.get(word.lstrip("_"))  # arq's begin with one
 
 
 class QueueOptions(_Options):
@@ -351,10 +382,20 @@ def _seconds_or_text(text: str) -> float | str:
         return text
 
 
+def _elsewhere(word: str, known: Any) -> str:
+    meant = option_meant_by(word)
+    if meant not in known:
+        return ""
+    counts = " It counts the first try too" if meant == "max_attempts" else ""
+    return f", did you mean {meant!r}?{counts}"
+
+
 def _plain(error: Any, known: Any) -> str:
     if error["type"] == "extra_forbidden":
         word = str(error["loc"][0])
-        return f"unknown option {word!r}{near(word, known) or '; known: ' + ', '.join(known)}"
+        return (
+            f"unknown option {word!r}{_elsewhere(word, known) or near(word, known) or '; known: ' + ', '.join(known)}"
+        )
     if not error["loc"]:  # a cross-field check: its text says it all
         return str(error["ctx"]["error"])
     name = ".".join(str(part) for part in error["loc"][:1])

@@ -139,6 +139,7 @@ class TestBinding:
         ("given", "hint"),
         [
             ("delay", "'delay'; if the option is meant: work.options(delay=...), with @dq.task above work"),
+            ("_defer_by", "'_defer_by'; if the option is meant: work.options(delay=...), with @dq.task above work"),
             ("on_dead", "'on_dead'; if the option is meant: @dq.task(on_dead=...) above work"),
             (
                 "queue",

@@ -11,6 +11,8 @@ from durableq import DurableQ, JobState, RetryPolicy, Unique
 from durableq.errors import ConfigurationError
 from durableq.models import COVERS
 from durableq.options import (
+    _MEANT_BY,
+    _WORDS_ELSEWHERE,
     CODE_OPTIONS,
     QueueOptions,
     QueueSettings,
@@ -96,6 +98,11 @@ class TestQueueOptions:
         with pytest.raises(ValueError, match="frozen"):
             queue_options({}, {}).concurrency = 1
 
+    def test_the_words_of_other_queues_lead_to_options_that_there_are(self) -> None:
+        assert set(_WORDS_ELSEWHERE) <= TaskOptions.model_fields.keys()
+        assert not set(_MEANT_BY) & TaskOptions.model_fields.keys()
+        assert len(_MEANT_BY) == sum(map(len, _WORDS_ELSEWHERE.values())), "no word may mean two things"
+
     def test_type_checkers_know_every_option(self) -> None:
         assert get_type_hints(QueueSettings).keys() == QueueOptions.model_fields.keys()
         assert get_type_hints(RegistrationSettings).keys() == TaskOptions.model_fields.keys()
@@ -158,6 +165,12 @@ class TestTaskOptions:
         ("given", "expected"),
         [
             ({"max_atempts": 3}, "unknown option 'max_atempts', did you mean 'max_attempts'?"),
+            ({"retries": 3}, "unknown option 'retries', did you mean 'max_attempts'? It counts the first try too"),
+            ({"max_tries": 3}, "unknown option 'max_tries', did you mean 'max_attempts'?"),
+            ({"countdown": 5}, "unknown option 'countdown', did you mean 'delay'?"),
+            ({"_defer_by": 5}, "unknown option '_defer_by', did you mean 'delay'?"),
+            ({"eta": 5}, "unknown option 'eta', did you mean 'run_at'?"),
+            ({"soft_time_limit": 5}, "unknown option 'soft_time_limit', did you mean 'timeout'?"),
             ({"max_attempts": 0}, "greater than or equal to 1, got 0"),
             ({"priority": 10**9}, "'priority'"),
             ({"queue": ""}, "'queue'"),
@@ -165,8 +178,11 @@ class TestTaskOptions:
             ({"delay": -1}, "'delay'"),
             ({"run_at": datetime(2026, 1, 1)}, "timezone"),
             ({"delay": 5, "run_at": datetime(2026, 1, 1, tzinfo=UTC)}, "expected delay or run_at, got both"),
-            ({"retry": 3}, "'retry'"),
-            ({"retry": RetryPolicy}, "'retry'"),
+            (
+                {"retry": 3},
+                "option 'retry': expected a RetryPolicy, got 3; how often it is tried is max_attempts=3",
+            ),
+            ({"retry": RetryPolicy}, "option 'retry': expected a RetryPolicy, got <class "),
             ({"expires": 0}, "'expires'"),
             ({"timeout": 0}, "'timeout'"),
             ({"timeout": -1}, "'timeout'"),
