@@ -241,10 +241,7 @@ class ArgumentsCodec:
         return self._invalid(f"argument {where!r}: {message}, got {self._quoted(first['loc'], first['input'])}", name)
 
     def _quoted(self, place: Sequence[Any], value: object) -> str:
-        """Show a value in an error, unless it is secret: errors are logged, and sent to clients."""
-        if self._secret.intersection(place[:1]) or any(is_secret_name(str(part)) for part in place):
-            return f"a value that is not shown ({type(value).__name__})"
-        return redacted_text(_short(value))
+        return _quoted(place, value, is_secret=bool(self._secret.intersection(place[:1])))
 
     def _why(self, place: Sequence[Any], cause: Exception) -> str:
         hidden = self._secret.intersection(place) or any(is_secret_name(str(part)) for part in place)
@@ -285,8 +282,16 @@ class ResultCodec:
             return self._adapter.validate_json(f"[{result_json}]")[0]
         except ValidationError as error:
             raise ResultUnavailable(
-                f"the stored result is not what the task declares to return: {_short(error)}"
+                f"the stored result is not what the task declares to return: {_in_plain_words(error)}"
             ) from None
+
+
+def _in_plain_words(error: ValidationError) -> str:
+    """What is wrong with a result first of all, and where in it; the list that stands around it is only ours."""
+    first = error.errors()[0]
+    place = first["loc"][1:]
+    where = f"{'.'.join(map(str, place))!r}: " if place else ""
+    return f"{where}{first['msg'][0].lower()}{first['msg'][1:]}, got {_quoted(place, first['input'])}"
 
 
 def encode_result(value: Any, max_bytes: int) -> tuple[str | None, str | None]:
@@ -413,6 +418,13 @@ def _means_the_same(before: Any, after: Any) -> bool:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _quoted(place: Sequence[Any], value: object, *, is_secret: bool = False) -> str:
+    """Show a value in an error, unless it is secret: errors are logged, and sent to clients."""
+    if is_secret or any(is_secret_name(str(part)) for part in place):
+        return f"a value that is not shown ({type(value).__name__})"
+    return redacted_text(_short(value))
 
 
 def _short(value: object) -> str:

@@ -431,6 +431,24 @@ class TestDeclaredResults:
         with pytest.raises(ResultUnavailable, match="is not what the task declares to return"):
             result_codec_of(hint).decode(stored)
 
+    @pytest.mark.parametrize(
+        ("hint", "stored", "words"),
+        [
+            (int, '"x"', "input should be a valid integer, unable to parse string as an integer, got 'x' (str)"),
+            (Point, '{"x":1,"y":"far"}', "'y': input should be a valid number, unable to parse string as a number, "),
+            (dict[str, list[int]], '{"a":[1,null]}', "'a.1': input should be a valid integer, got None (NoneType)"),
+            (dict[str, int], '{"password":"s3cr3t"}', "'password': input should be a valid integer, unable to parse"),
+            (int, '{"password":"s3cr3t"}', "input should be a valid integer, got {'password': "),
+        ],
+    )
+    def test_what_does_not_fit_is_told_without_the_list_we_put_around_it(
+        self, hint: Any, stored: str, words: str
+    ) -> None:
+        with pytest.raises(ResultUnavailable) as caught:
+            result_codec_of(hint).decode(stored)
+        assert str(caught.value).startswith(f"the stored result is not what the task declares to return: {words}")
+        assert "s3cr3t" not in str(caught.value)
+
     @pytest.mark.parametrize("stored", ["", "nonsense", "[" * 300 + "]" * 300, "1] [2"])
     def test_a_damaged_result_cannot_be_read(self, stored: str) -> None:
         for hint in (list[int], Any):
