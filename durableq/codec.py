@@ -193,8 +193,7 @@ class ArgumentsCodec:
         if self._is_simple and len(encoded) < _SURELY_READABLE and self._is_plain_json(checked, encoded):
             return  # what JSON's own types hold comes back as it is; no need to try
         try:
-            if b"NaN" in encoded or b"Infinity" in encoded:
-                json.loads(encoded, parse_constant=_refuse_constant)
+            _refuse_constants_in(encoded)
             again = self._validator.validate_json(encoded)
         except (ValidationError, ValueError, RecursionError) as error:
             self._name_the_unencodable(checked, error)
@@ -218,6 +217,7 @@ class ArgumentsCodec:
         for name, value in checked.items():
             try:
                 encoded = self._serializer.to_json({name: value}, warnings=False)
+                _refuse_constants_in(encoded)  # in words that name it; the next line would only count columns
                 from_json(encoded, allow_inf_nan=False)
             except _UNENCODABLE as cause:
                 raise self._invalid(
@@ -304,8 +304,7 @@ def encode_result(value: Any, max_bytes: int) -> tuple[str | None, str | None]:
         return None, None
     try:
         encoded = to_json(value, bytes_mode="base64", inf_nan_mode="constants")
-        if b"NaN" in encoded or b"Infinity" in encoded:
-            json.loads(encoded, parse_constant=_refuse_constant)
+        _refuse_constants_in(encoded)
         if len(encoded) >= _SURELY_READABLE:
             from_json(b"[%b]" % encoded)  # as it is read: more deeply nested than that, or a longer integer, is no use
     except Exception as error:  # whatever a user's object does while it is written
@@ -416,8 +415,13 @@ def _means_the_same(before: Any, after: Any) -> bool:
     return has_no_equality or bool(before == after)
 
 
+def _refuse_constants_in(encoded: bytes) -> None:
+    if b"NaN" in encoded or b"Infinity" in encoded:  # it may be a text that says so
+        json.loads(encoded, parse_constant=_refuse_constant)
+
+
 def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
+    raise ValueError(f"{constant} is not JSON, which has neither NaN nor infinity; use None or a text in its place")
 
 
 def _quoted(place: Sequence[Any], value: object, *, is_secret: bool = False) -> str:

@@ -54,6 +54,14 @@ class TestRefusals:
         assert error.argument == "value"
         assert "'value'" in str(error)
 
+    @pytest.mark.parametrize(("bad", "name"), [(math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity")])
+    @pytest.mark.parametrize(("hint", "wrap"), [(float, lambda bad: bad), (Any, lambda bad: {"a": [bad]})])
+    def test_what_is_not_a_finite_number_is_named(
+        self, hint: Any, wrap: Callable[[float], Any], bad: float, name: str
+    ) -> None:
+        text = str(refusal(hint, wrap(bad)))
+        assert f"argument 'value' cannot be stored as JSON: {name} is not JSON, which has neither NaN nor inf" in text
+
     @pytest.mark.fault("F43")
     @pytest.mark.parametrize(
         "value",
