@@ -100,7 +100,8 @@ class Declarations:
         """Call the decorated ``handler(job, error)`` for failures of any task by this exception type.
 
         For every failed attempt (``job.state`` is then scheduled or queued) and for every death (dead), once it is
-        stored. The handler of the nearest type is taken, as in FastAPI. What it raises is logged.
+        stored. The handler of the nearest type is taken, as in FastAPI. What it raises is logged. Raises
+        `ConfigurationError` for a second one of a type, and for one that cannot be called so.
         """
 
         def register(handler: Callable[[Job[Any], E], R], /) -> Callable[[Job[Any], E], R]:

@@ -4,6 +4,7 @@ Each queue setting may come from the environment as ``DURABLEQ_<NAME>``; what th
 `timedelta`, or a number of seconds.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -155,6 +156,10 @@ CODE_OPTIONS: Final = frozenset({"retry_on", "give_up_on", "runner", "on_success
 """What belongs to the task as it is deployed: no row can hold it, so no single call can change it."""
 
 
+CALLBACKS: Final = {"on_success": ("job",), "on_retry": ("job", "error"), "on_dead": ("job", "error")}
+"""What each is called with."""
+
+
 def _redactable(name: str) -> str:
     if not name.isascii() or not any(character.isalnum() for character in name):
         raise ValueError(
@@ -166,6 +171,29 @@ def _redactable(name: str) -> str:
 
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, type) else value
+
+
+def require_callable_with(function: Callback | None, *given: str) -> None:
+    """Raise `ConfigurationError` for a function that cannot be called so: it would be found out when a job dies."""
+    try:
+        signature = inspect.signature(function)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # None, or made by code that is not Python's; nobody can tell
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        bare = [one.replace(annotation=one.empty, default=one.empty) for one in signature.parameters.values()]
+        bare_signature = signature.replace(parameters=bare, return_annotation=signature.empty)
+        came = f"{getattr(function, '__qualname__', repr(function))}{bare_signature}"
+        raise ConfigurationError(f"expected a callable that takes ({', '.join(given)}), got {came}: {error}") from None
+
+
+def _called_with(*given: str) -> AfterValidator:
+    def check(function: Callback | None) -> Callback | None:
+        require_callable_with(function, *given)
+        return function
+
+    return AfterValidator(check)
 
 
 def _a_policy(value: Any) -> Any:
@@ -210,15 +238,15 @@ class TaskOptions(_Options):
     """Never retry these exception types."""
     runner: RunnerName | None = None
     """Where it runs; None: ``async def`` on the event loop, ``def`` in a thread. "process": a child process."""
-    on_success: Callback | None = None
+    on_success: Annotated[Callback | None, _called_with(*CALLBACKS["on_success"])] = None
     """Called with the `Job` once its success is stored. These three may be async; what they raise is logged.
 
     The job has its arguments, result, error, attempt, tags and headers. What is not in it, the times of its attempt and
     its limits, is got by ``await dq.get(job.id)``.
     """
-    on_retry: Callback | None = None
+    on_retry: Annotated[Callback | None, _called_with(*CALLBACKS["on_retry"])] = None
     """Called with the `Job` and the exception once a retry is stored."""
-    on_dead: Callback | None = None
+    on_dead: Annotated[Callback | None, _called_with(*CALLBACKS["on_dead"])] = None
     """Called with the `Job` and the exception once its death is stored."""
 
     @model_validator(mode="after")

@@ -20,14 +20,22 @@ from durableq.dependencies import Injection, injection_of
 from durableq.encryption import KeyRing
 from durableq.errors import ConfigurationError, InvalidTask, near
 from durableq.names import derived_name, is_own_code, name_of
-from durableq.options import CODE_OPTIONS, RunnerName, TaskOptions, TaskSettings, Unique, checked
+from durableq.options import (
+    CALLBACKS,
+    CODE_OPTIONS,
+    RunnerName,
+    TaskOptions,
+    TaskSettings,
+    Unique,
+    checked,
+    require_callable_with,
+)
 from durableq.retry import RetryPolicy
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
 _DEFAULTS: Final = TaskOptions()
-_CALLBACKS: Final = ("on_success", "on_retry", "on_dead")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -285,12 +293,13 @@ def _options_of_class(cls: type) -> dict[str, Any]:
     """The options that a class gives as attributes, and its handlers, which are called on a fresh instance."""
     known = TaskOptions.model_fields.keys()
     given = {name: getattr(cls, name) for name in known if hasattr(cls, name)}
-    for name in _CALLBACKS:
+    for name, arguments in CALLBACKS.items():
         if inspect.isfunction(given.get(name)):
+            require_callable_with(inspect.getattr_static(cls, name).__get__(cls), *arguments)  # self is given
             given[name] = functools.partial(_call_on_instance, cls, name)
     for owner in cls.__mro__:
         for name, value in vars(owner).items():
-            meant = _CALLBACKS if callable(value) else known
+            meant = CALLBACKS if callable(value) else known
             if name not in known and not name.startswith("_") and get_close_matches(name, meant, n=1, cutoff=0.8):
                 raise ConfigurationError(f"{owner.__qualname__}: unknown option {name!r}{near(name, meant)}")
     return given

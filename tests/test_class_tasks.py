@@ -166,6 +166,14 @@ class TestRegistering:
         with pytest.raises(ConfigurationError, match="unknown option 'on_sucess', did you mean 'on_success'"):
             registry.register(Misspelt, name="work", options={})
 
+    def test_a_handler_of_a_class_that_cannot_be_called_is_refused(self, registry: Registry) -> None:
+        class Wrong:
+            def run(self) -> None: ...
+            def on_dead(self, job: Job[Any]) -> None: ...
+
+        with pytest.raises(ConfigurationError, match=r"takes \(job, error\), got .*Wrong.on_dead\(job\): too many"):
+            registry.register(Wrong, name="work", options={})
+
     def test_attributes_and_methods_of_its_own_are_left_alone(self, registry: Registry) -> None:
         class Own:
             template = "invoice.html"

@@ -23,6 +23,7 @@ from durableq.engine.runners import ThreadRunner
 from durableq.errors import AttemptFailed, ConfigurationError
 from durableq.events import Emitter, JobDied, JobRetried, JobSucceeded
 from durableq.models import PLAIN, Failure, Job, JobError, JobExtras, JobState, Lease
+from durableq.options import require_callable_with
 from durableq.registry import AnyTask, Registry
 
 logger = logging.getLogger("durableq")
@@ -63,6 +64,7 @@ class Hooks:
             )
         if kind in self._handlers:
             raise ConfigurationError(f"{kind.__qualname__} already has a handler, {self._handlers[kind]!r}")
+        require_callable_with(handler, "job", "error")
         self._handlers[kind] = handler
 
     def wrap(self, middleware: Middleware) -> None:
@@ -72,6 +74,7 @@ class Hooks:
                 "expected middleware to be an async generator function: 'async def timed(job): ...; yield; ...', "
                 f"got {middleware!r}"
             )
+        require_callable_with(middleware, "job")
         self.middleware.append(asynccontextmanager(middleware))
 
     def expect_successes(self) -> None:

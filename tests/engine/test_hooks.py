@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import subprocess
 import sys
@@ -40,7 +41,7 @@ from durableq.events import JobCancelled, JobDied, JobReleased, JobRetried, JobS
 from durableq.testing import ManualClock
 from tests.engine.helpers import AT_ONCE, Gate, collect, finished, in_state, sql
 from tests.engine.processes import ROOT, program
-from tests.support import eventually
+from tests.support import eventually, named
 
 OUTCOMES = (JobSucceeded, JobRetried, JobDied, JobCancelled, JobSnoozed, JobReleased)
 
@@ -246,11 +247,11 @@ async def test_a_handler_that_raises_is_logged_and_harms_nothing(
 ) -> None:
     called: list[bool] = []
 
-    async def raise_async(job: Job[Any], _: BaseException) -> None:
+    async def raise_async(job: Job[Any], _: BaseException | None = None) -> None:
         called.append(True)
         raise error
 
-    def raise_sync(job: Job[Any], _: BaseException) -> None:
+    def raise_sync(job: Job[Any], _: BaseException | None = None) -> None:
         called.append(True)
         raise error
 
@@ -435,6 +436,72 @@ async def test_two_handlers_of_one_type_are_refused(dq: DurableQ) -> None:
         dq.exception_handler(ValueError)(first)
     with pytest.raises(ConfigurationError, match="expected an exception type"):
         dq.exception_handler("ValueError")(first)  # type: ignore[arg-type]
+
+
+async def of_nothing() -> None: ...
+async def of_one(job: Any) -> None: ...
+def of_two(job: Any, error: Any) -> None: ...
+def of_three(job: Any, error: Any, more: Any) -> None: ...
+def of_keywords(*, job: Any, error: Any = None) -> None: ...
+def of_any(*args: Any) -> None: ...
+def of_one_or_two(job: Any, error: Any = None) -> None: ...
+
+
+class Handlers:
+    def of_two(self, job: Any, error: Any) -> None: ...
+    def __call__(self, job: Any, error: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "came"),
+    [
+        (of_nothing, "of_nothing(): too many positional arguments"),
+        (of_one, "of_one(job): too many positional arguments"),
+        (of_three, "of_three(job, error, more): missing a required argument: 'more'"),
+        (of_keywords, "of_keywords(*, job, error): too many positional arguments"),
+        (Handlers.of_two, "Handlers.of_two(self, job, error): missing a required argument: 'error'"),
+    ],
+    ids=named,
+)
+def test_what_cannot_be_called_with_a_job_and_an_error_is_refused_when_it_is_declared(
+    dq: DurableQ, handler: Any, came: str
+) -> None:
+    """And not when the first job dies."""
+    declarations: list[tuple[Callable[[], Any], str]] = [
+        (lambda: dq.exception_handler(ValueError)(handler), ""),
+        (lambda: dq.task(name="a", on_retry=handler)(of_two), "option 'on_retry': "),
+        (lambda: dq.task(name="b", on_dead=handler)(of_two), "option 'on_dead': "),
+    ]
+    for declare, where in declarations:
+        with pytest.raises(ConfigurationError) as caught:
+            declare()
+        assert str(caught.value) == f"{where}expected a callable that takes (job, error), got {came}"
+
+
+@pytest.mark.parametrize("handler", [of_nothing, of_two, of_keywords], ids=named)
+def test_what_cannot_be_called_with_a_job_is_refused_when_it_is_declared(dq: DurableQ, handler: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"'on_success': expected a callable that takes \(job\), got of_"):
+        dq.task(name="a", on_success=handler)(of_two)
+
+
+def test_what_can_be_called_or_cannot_be_read_is_taken(dq: DurableQ) -> None:
+    taken: list[Any] = [of_two, of_any, of_one_or_two, Handlers().of_two, Handlers(), partial(of_three, 1), max, print]
+    with pytest.raises(ValueError, match="no signature found"):
+        inspect.signature(max)
+    for number, handler in enumerate(taken):
+        dq.exception_handler(type(f"Error{number}", (Exception,), {}))(handler)
+        dq.task(name=f"task {number}", on_retry=handler, on_dead=handler)(of_two)
+    heard: list[Any] = [of_one, of_any, of_one_or_two]
+    for number, handler in enumerate(heard):
+        dq.task(name=f"other {number}", on_success=handler)(of_two)
+
+
+def test_a_middleware_that_takes_no_job_is_refused(dq: DurableQ) -> None:
+    with pytest.raises(ConfigurationError, match=r"takes \(job\), got .*greedy\(job, call_next\): missing"):
+
+        @dq.middleware  # type: ignore[type-var]
+        async def greedy(job: CurrentJob, call_next: Any) -> AsyncIterator[None]:
+            yield
 
 
 # -- callbacks -----------------------------------------------------------------------------------------------
