@@ -120,6 +120,7 @@ class Registry:
 
         ``aliases`` are names that the task had before: jobs stored under them run as this one.
         """
+        _refuse_call(function)
         target = function
         if isinstance(function, type):
             options = {**_options_of_class(function), **options}
@@ -195,6 +196,7 @@ class Registry:
         return task
 
     def _adopt(self, function: Callable[..., Any]) -> AnyTask:
+        _refuse_call(function)
         _require_module_level(function)
         name = name_of(function)
         self._require_own_module(function)
@@ -352,6 +354,21 @@ def _require_module_level(function: object) -> None:
             f"{_place(function)} cannot be a task: {reason}; after a restart it could not be found again. "
             "Use a function at the top level of a module"
         )
+
+
+def _refuse_call(function: object) -> None:
+    """Tell who has called the task, in place of naming it, how to add it."""
+    if inspect.iscoroutine(function):
+        name = function.__name__
+        came = f"{name}(...), which is called already"
+        function.close()  # or Python would warn that nobody awaits it
+    elif function is None:
+        name, came = "send", "None, which may be what a call has returned"
+    else:
+        return
+    raise InvalidTask(
+        f"expected a function and its arguments, got {came}: pass them apart, {name}, 1 and not {name}(1)"
+    )
 
 
 def _why_not(function: object) -> str | None:

@@ -1,6 +1,7 @@
 """Which functions may be tasks, what they are called, and how a stored name leads back to one."""
 
 import functools
+import gc
 import importlib.util
 import json
 import sys
@@ -162,6 +163,25 @@ class TestWhichFunctions:
             registry.task_for(function)
         with pytest.raises(InvalidTask, match=reason):
             registry.register(function, options={})
+
+    def test_a_call_in_place_of_a_function_is_refused_and_not_left_to_be_awaited(self, registry: Registry) -> None:
+        named = functools.partial(registry.register, name="work", options={})
+        takers: list[Any] = [registry.task_for, functools.partial(registry.register, options={}), named]
+        for take in takers:
+            with pytest.raises(InvalidTask) as caught:
+                take(coroutine())
+            assert str(caught.value) == (
+                "expected a function and its arguments, got coroutine(...), which is called already: "
+                "pass them apart, coroutine, 1 and not coroutine(1)"
+            )
+            with pytest.raises(
+                InvalidTask, match=r"got None, which may be .* pass them apart, send, 1 and not send\(1\)"
+            ):
+                take(None)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            gc.collect()
+        assert heard == []
 
     @pytest.mark.parametrize("spec", [None, plain], ids=["anything", "a function"])
     @pytest.mark.parametrize(
