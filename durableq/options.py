@@ -5,10 +5,12 @@ Each queue setting may come from the environment as ``DURABLEQ_<NAME>``; what th
 """
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self, TypedDict, TypeVar
 
@@ -28,7 +30,11 @@ from durableq.errors import ConfigurationError, near
 from durableq.models import COVERS, JobState, OnConflict
 from durableq.retry import DEFAULT_POLICY, ExceptionTypes, RetryPolicy
 
+logger = logging.getLogger("durableq")
+
 ENVIRONMENT_PREFIX: Final = "DURABLEQ_"
+_ALSO_READ: Final = ("ENCRYPTION_KEYS", "HANDOVER")
+"""What other modules read from the environment."""
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """Of a queue: up to 200 characters, none of them a control character."""
@@ -378,6 +384,20 @@ def queue_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> Q
     Raises `ConfigurationError` that names the setting, what was expected and what came.
     """
     return checked(QueueOptions, {**_from_environment(environment), **given})
+
+
+def warn_of_misspelt(environment: Mapping[str, str]) -> None:
+    """Log which variables were probably meant for us, and are not read. Others of our prefix may be the app's own."""
+    known = [name.upper() for name in QueueOptions.model_fields] + list(_ALSO_READ)
+    given = [name.removeprefix(ENVIRONMENT_PREFIX) for name in environment if name.startswith(ENVIRONMENT_PREFIX)]
+    meant = {name: get_close_matches(name, known, n=1, cutoff=0.8) for name in sorted(given) if name not in known}
+    hints = [
+        f"{ENVIRONMENT_PREFIX}{name} (did you mean {ENVIRONMENT_PREFIX}{nearest[0]}?)"
+        for name, nearest in meant.items()
+        if nearest
+    ]
+    if hints:
+        logger.warning("environment variables that durableq does not know, and ignores: %s", ", ".join(hints))
 
 
 def checked(model: type[_M], given: Mapping[str, Any]) -> _M:

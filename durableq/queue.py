@@ -33,7 +33,7 @@ from durableq.models import Job, JobState, Lease
 from durableq.names import root_of_caller
 from durableq.observability.logs import log_events
 from durableq.operations import Operations
-from durableq.options import QueueSettings, queue_options
+from durableq.options import QueueSettings, queue_options, warn_of_misspelt
 from durableq.registry import Registry
 from durableq.results import returned, why_cancelled, why_dead
 from durableq.secret_names import also_redact
@@ -76,6 +76,7 @@ class DurableQ(Declarations, Operations):
         **options: Unpack[QueueSettings],
     ) -> None:
         self.settings = queue_options(cast("Mapping[str, Any]", options), os.environ)
+        warn_of_misspelt(os.environ)
         also_redact(self.settings.redact)
         self.events = Emitter()
         log_events(self.events)

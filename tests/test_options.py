@@ -8,7 +8,9 @@ import pytest
 from tenacity import retry_if_exception_type, wait_fixed
 
 from durableq import DurableQ, JobState, RetryPolicy, Unique
+from durableq.encryption import ENVIRONMENT_VARIABLE
 from durableq.errors import ConfigurationError
+from durableq.fastapi.background import HANDOVER_VARIABLE
 from durableq.models import COVERS
 from durableq.options import (
     _MEANT_BY,
@@ -21,6 +23,7 @@ from durableq.options import (
     TaskSettings,
     checked,
     queue_options,
+    warn_of_misspelt,
 )
 
 
@@ -151,6 +154,25 @@ class TestEnvironment:
 
     def test_other_variables_are_ignored(self) -> None:
         assert queue_options({}, {"CONCURRENCY": "1", "durableq_concurrency": "1"}).concurrency == 64
+
+    def test_misspelt_variables_are_warned_of_when_a_queue_is_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for name in ("DURABLEQ_LEAZE", "DURABLEQ_ENCRYPTION_KEY", "DURABLEQ_HANDOVR", "DURABLEQ_WORKER"):
+            monkeypatch.setenv(name, "1")
+        DurableQ(tmp_path / "a.db")
+        assert [record.getMessage() for record in caplog.records] == [
+            "environment variables that durableq does not know, and ignores: "
+            "DURABLEQ_ENCRYPTION_KEY (did you mean DURABLEQ_ENCRYPTION_KEYS?), "
+            "DURABLEQ_HANDOVR (did you mean DURABLEQ_HANDOVER?), DURABLEQ_LEAZE (did you mean DURABLEQ_LEASE?)"
+        ]
+
+    def test_variables_that_are_known_or_far_from_it_are_not_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
+        read = [f"DURABLEQ_{name.upper()}" for name in QueueOptions.model_fields]
+        own = ["DB", "URL", "TORTURE_SEED", "MODEL_EXAMPLES", "FUZZ_CASES", "LARGE", "TESTS_ALONE", "JOBS", "TASKS"]
+        others = [f"DURABLEQ_{name}" for name in own]
+        warn_of_misspelt(dict.fromkeys([*read, ENVIRONMENT_VARIABLE, HANDOVER_VARIABLE, *others, "LEAZE"], "1"))
+        assert caplog.records == []
 
     def test_a_queue_reads_its_environment_when_it_is_made(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
