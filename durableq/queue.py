@@ -32,7 +32,7 @@ from durableq.life import Life, Run, loop_here
 from durableq.models import Job, JobState, Lease
 from durableq.names import root_of_caller
 from durableq.observability.logs import log_events
-from durableq.operations import Operations
+from durableq.operations import Operations, id_of
 from durableq.options import QueueSettings, queue_options, warn_of_misspelt
 from durableq.registry import Registry
 from durableq.results import returned, why_cancelled, why_dead
@@ -239,7 +239,7 @@ class DurableQ(Declarations, Operations):
         What is scheduled ahead, a retry for instance, is not waited for. Raises `TimeoutError` after ``timeout``.
         """
         run = self._life.here()
-        async with asyncio.timeout(_in_seconds(timeout)):
+        async with _no_longer_than(timeout, "there are still jobs running, or due, that this app could run"):
             while await self._has_runnable(run):
                 await _wait_a_moment(run.worker)
 
@@ -341,7 +341,7 @@ class DurableQ(Declarations, Operations):
 
     async def _finished(self, job_or_id: Job[R] | str, timeout: float | timedelta | None) -> Job[R]:
         """Return a job as it is stored, once it is finished."""
-        async with asyncio.timeout(_in_seconds(timeout)):
+        async with _no_longer_than(timeout, f"job {id_of(job_or_id)} is not finished; it goes on all the same"):
             run = self._life.here()
             job = await self._stored(job_or_id)
             while not job.is_finished:
@@ -381,8 +381,17 @@ def queues_of(owner: Any) -> list[DurableQ]:
     return _in_state.setdefault(owner, [])
 
 
-def _in_seconds(timeout: float | timedelta | None) -> float | None:
-    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+@contextlib.asynccontextmanager
+async def _no_longer_than(timeout: float | timedelta | None, otherwise: str) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, whose error says nothing."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise TimeoutError(f"after {seconds:g} s, {otherwise}") from None
+        raise
 
 
 async def _wait_a_moment(worker: Worker | None) -> None:

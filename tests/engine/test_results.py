@@ -289,8 +289,11 @@ async def test_waiting_ends_after_its_time_and_leaves_the_job_alone(dq: DurableQ
         job = await dq.add_task(work)
         for timeout in (0.05, timedelta(seconds=0.05)):
             before = time.monotonic()
-            with pytest.raises(TimeoutError):
-                await dq.wait(job, timeout=timeout)
+            with pytest.raises(TimeoutError) as caught:
+                await (
+                    dq.wait(job, timeout=timeout) if isinstance(timeout, float) else dq.result(job.id, timeout=timeout)
+                )
+            assert str(caught.value) == f"after 0.05 s, job {job.id} is not finished; it goes on all the same"
             assert 0.04 <= time.monotonic() - before < 1
         await eventually(lambda: waiting_tasks() == [])
         gate.open()

@@ -50,7 +50,7 @@ async def test_drain_gives_up_after_its_timeout(tmp_path: Path) -> None:
 
     async with dq.running():
         await dq.add_task(never_ends)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match=r"^after 0\.2 s, there are still jobs running, or due, that this app"):
             await dq.drain(timeout=0.2)
 
 
