@@ -274,6 +274,13 @@ class TaskOptions(_Options):
                 raise ValueError(f"expected delay to be shorter than {name} ({limit}), got {self.delay}")
         return self
 
+    @model_validator(mode="after")
+    def _retried_or_not(self) -> Self:
+        both = [one.__qualname__ for one in self.retry_on if one in self.give_up_on]
+        if both:
+            raise ValueError(f"expected {both[0]} in retry_on or give_up_on, got it in both")
+        return self
+
     @cached_property
     def policy(self) -> RetryPolicy:
         """The retry policy, with ``retry_on`` and ``give_up_on`` in it."""
@@ -293,6 +300,20 @@ class TaskOptions(_Options):
     @cached_property
     def timeout_micros(self) -> int | None:
         return None if self.timeout is None else to_micros(self.timeout)
+
+
+def require_effect(settings: TaskOptions, given: Collection[str]) -> None:
+    """Raise `ConfigurationError` for a limit that can do nothing, as the deadline comes first.
+
+    Only for two that were given together: the deadline of a single call goes before the limits of its task.
+    """
+    timeout, expires, deadline = settings.timeout, settings.expires, settings.deadline
+    if deadline is None or "deadline" not in given:
+        return
+    if "timeout" in given and timeout is not None and timeout > deadline:
+        raise ConfigurationError(f"expected timeout to be no longer than deadline ({deadline}), got {timeout}")
+    if "expires" in given and expires is not None and expires >= deadline:
+        raise ConfigurationError(f"expected expires to be shorter than deadline ({deadline}), got {expires}")
 
 
 _EXTRA_OPTIONS: Final = frozenset(

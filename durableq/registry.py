@@ -29,6 +29,7 @@ from durableq.options import (
     Unique,
     checked,
     require_callable_with,
+    require_effect,
 )
 from durableq.retry import RetryPolicy
 
@@ -74,6 +75,7 @@ class Task(Generic[P, R_co]):
             if other in changes and one not in changes:
                 given.pop(one, None)
         settings = checked(TaskOptions, given)
+        require_effect(settings, changes)
         if "retry" in changes:
             self.registry.require_named(settings.retry)
         if "unique" in changes:
@@ -126,6 +128,7 @@ class Registry:
             options = {**_options_of_class(function), **options}
             function = _function_of_class(function)
         settings = checked(TaskOptions, options)
+        require_effect(settings, options)
         if name is None:
             _require_module_level(function)
             name = name_of(function)

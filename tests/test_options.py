@@ -219,6 +219,10 @@ class TestTaskOptions:
             ({"result_ttl": timedelta.max}, "'result_ttl'"),
             ({"delay": 60, "expires": 60}, "expected delay to be shorter than expires (0:01:00), got 0:01:00"),
             ({"delay": 90, "deadline": 60}, "expected delay to be shorter than deadline (0:01:00), got 0:01:30"),
+            (
+                {"retry_on": (OSError, ValueError), "give_up_on": ValueError},
+                "expected ValueError in retry_on or give_up_on, got it in both",
+            ),
             ({"unique": "a", "idempotency_key": "b"}, "expected unique or idempotency_key, got both"),
             ({"unique": ""}, "'unique'"),
             ({"unique": "x" * 1_001}, "'unique'"),
@@ -319,6 +323,39 @@ class TestWhatAJobCanBeAsked:
         assert (changed.settings.headers, changed.settings.retry) == ({}, gentle)
         assert (work.settings.timeout, work.settings.tags) == (timedelta(seconds=5), ("a",))
         assert work.options(timeout=None).settings.timeout is None
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({"timeout": 10, "deadline": 5}, "expected timeout to be no longer than deadline (0:00:05), got 0:00:10"),
+            ({"expires": 5, "deadline": 5}, "expected expires to be shorter than deadline (0:00:05), got 0:00:05"),
+            ({"timeout": 5, "expires": 4, "deadline": 5}, None),
+            ({"timeout": 5, "expires": 4, "deadline": None}, None),
+        ],
+    )
+    def test_a_limit_that_can_do_nothing_beside_the_deadline_is_refused(
+        self, tmp_path: Path, given: dict[str, Any], expected: str | None
+    ) -> None:
+        dq = DurableQ(tmp_path / "a.db")
+
+        def work() -> None: ...
+
+        other = dq.task(name="other")(work)
+        ways: list[Any] = [lambda: dq.task(name="work", **given)(work), lambda: other.options(**given)]
+        for declare in ways:
+            if expected is None:
+                declare()
+                continue
+            with pytest.raises(ConfigurationError) as caught:
+                declare()
+            assert str(caught.value) == expected
+
+    def test_the_deadline_of_one_call_goes_before_the_limits_of_its_task(self, tmp_path: Path) -> None:
+        @DurableQ(tmp_path / "a.db").task(name="work", timeout=60, expires=60, deadline=600)
+        def work() -> None: ...
+
+        assert work.options(deadline=5).settings.deadline == timedelta(seconds=5)
+        assert work.options(deadline=5, timeout=4).settings.timeout == timedelta(seconds=4)
 
     def test_a_policy_for_one_call_needs_a_name_that_a_row_can_hold(self, tmp_path: Path) -> None:
         dq, other = DurableQ(tmp_path / "a.db"), DurableQ(tmp_path / "b.db")

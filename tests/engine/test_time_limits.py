@@ -414,7 +414,7 @@ async def test_the_shorter_of_timeout_and_deadline_counts(database: Path) -> Non
 
     async with dq.running():
         by_timeout = await finished(dq, await dq.add_task(hang.options(timeout=0.05, deadline=30)))
-        by_deadline = await finished(dq, await dq.add_task(hang.options(timeout=30, deadline=0.5)))
+        by_deadline = await finished(dq, await dq.add_task(hang.options(timeout=30).options(deadline=0.5)))
         [only] = await dq.attempts(by_deadline)
     assert (by_timeout.state, by_timeout.attempt) == (JobState.DEAD, 2), "a timeout is retried"
     assert (by_deadline.state, by_deadline.attempt) == (JobState.DEAD, 1), "a deadline is not"
