@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
 from durableq.codec import utf8_length
 from durableq.context import AsyncTaskClass, TaskClass
-from durableq.errors import ConfigurationError
+from durableq.errors import ConfigurationError, DuplicateJob
 from durableq.models import Job
 from durableq.storage.protocol import Conflicts, Storage
 
@@ -77,7 +77,10 @@ class Adding(Awaitable[Job[R]], Generic[R]):
         self._storage = storage
 
     def __await__(self) -> Generator[Any, None, Job[R]]:
-        conflicts = yield from self._future.__await__()
+        try:
+            conflicts = yield from self._future.__await__()
+        except DuplicateJob as error:
+            raise explained(error, (self.job,)) from None
         if conflicts:  # it was there already: what is stored is the job
             return (yield from stored_instead(self._storage, self.job, conflicts).__await__())
         return self.job
@@ -92,10 +95,21 @@ def check_bulk(jobs: Sequence[Job[Any]]) -> None:
         )
 
 
+def explained(error: DuplicateJob, jobs: Sequence[Job[Any]]) -> DuplicateJob:
+    """Return the error in terms of the jobs that were to be stored together; storage knows only of keys."""
+    claims = [job.extras.unique for job in jobs if job.extras.unique is not None]
+    arguments = next((claim.arguments for claim in claims if claim.key == error.key), None)
+    is_stored = all(job.id != error.job_id for job in jobs)
+    return DuplicateJob(error.job_id, error.key, arguments=arguments, is_stored=is_stored)
+
+
 async def all_added(
     storage: Storage, jobs: list[Job[Any]], future: "asyncio.Future[Conflicts | None]"
 ) -> list[Job[Any]]:
-    conflicts = await future
+    try:
+        conflicts = await future
+    except DuplicateJob as error:
+        raise explained(error, jobs) from None
     return [await stored_instead(storage, job, conflicts) for job in jobs] if conflicts else jobs
 
 

@@ -65,6 +65,11 @@ class ArgumentsCodec:
         # Not the adapter's own: pydantic does not hand a TypedDict's configuration on to its serializer.
         self._serializer = SchemaSerializer(self._adapter.core_schema, _WRITING)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the arguments, but for those that are injected."""
+        return self._names
+
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], max_bytes: int) -> str:
         """Return the arguments as one JSON object of names.
 

@@ -35,8 +35,11 @@
 Messages say what was expected, what came, and what to do. Errors carry their facts as attributes.
 """
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Final
 
 
 class DurableQError(Exception):
@@ -93,10 +96,25 @@ class JobConflict(DurableQError, RuntimeError):
 
 
 class DuplicateJob(JobConflict):
-    """Another job holds this unique key, and the task says ``on_conflict="raise"``. Nothing was stored."""
+    """Another job holds this unique key, and the task says ``on_conflict="raise"``. Nothing was stored.
 
-    def __init__(self, job_id: str, key: str) -> None:
-        RuntimeError.__init__(self, f"job {job_id} already holds the unique key {key!r}; nothing was stored")
+    ``arguments`` are the names of those that make the key; () for none, None for unknown ones.
+    ``is_stored`` is False for a job that was to be stored together with the one that is refused.
+    """
+
+    def __init__(
+        self, job_id: str, key: str, *, arguments: Sequence[str] | None = None, is_stored: bool = True
+    ) -> None:
+        claim = _claim_in_words(key, arguments)
+        if is_stored:
+            text = f"job {job_id} already holds {claim}; nothing was stored"
+        else:
+            text = (
+                f"another call of this same addition wants {claim} too; nothing was stored. "
+                "Add it once, or let on_conflict='return' make one job of both"
+            )
+        RuntimeError.__init__(self, text)
+        self.is_stored = is_stored
         self.job_id = job_id
         self.key = key
 
@@ -221,6 +239,22 @@ class InvariantBroken(StorageUnusable):
         self.doing = doing
         self.expected = expected
         self.found = found
+
+
+def _claim_in_words(key: str, arguments: Sequence[str] | None) -> str:
+    """Tell a unique key, as it is stored, by its task and what makes it: a hash of arguments says nothing."""
+    try:
+        task, value = json.loads(key)[:2]
+    except (ValueError, TypeError, LookupError):  # one that was made in some other way
+        return f"the unique key {key!r}"
+    if _HASH.fullmatch(str(value)) is None:
+        return f"the unique key {value!r} of {task}"
+    if arguments is None:
+        return f"the unique key that {task} makes of its arguments"
+    return f"the unique key that {task} makes of {', '.join(arguments)}" if arguments else f"the unique key of {task}"
+
+
+_HASH: Final = re.compile("[0-9a-f]{32}")
 
 
 def near(word: str, known: Iterable[str]) -> str:

@@ -112,8 +112,9 @@ def _claim(task: AnyTask, args_json: str, now: int, keys: KeyRing | None) -> Uni
     parts = [task.name, unique.key if unique.key is not None else _digest(args_json, unique.args, keys)]
     if unique.period is not None:
         parts.append(str(now // to_micros(unique.period)))
+    made_of = () if unique.key is not None else task.codec.names if unique.args is None else tuple(unique.args)
     # As JSON, for names and keys may hold any separator.
-    return UniqueClaim(json.dumps(parts, ensure_ascii=False), unique.covers, unique.on_conflict)
+    return UniqueClaim(json.dumps(parts, ensure_ascii=False), unique.covers, unique.on_conflict, made_of)
 
 
 def _digest(args_json: str, names: Any, keys: KeyRing | None) -> str:

@@ -76,6 +76,8 @@ class UniqueClaim(NamedTuple):
     covers: int
     """Finished and running states that count as well as the waiting ones, as a sum of `COVERS`."""
     on_conflict: OnConflict
+    arguments: tuple[str, ...] | None = None
+    """The names of those that make the key, for errors; () for none, None for unknown ones. Not stored."""
 
 
 COVERS: Final = {JobState.RUNNING: 1, JobState.SUCCEEDED: 2, JobState.DEAD: 4, JobState.CANCELLED: 8}

@@ -18,13 +18,13 @@ from types import ModuleType
 from typing import Any, Final, ParamSpec, TypeVar, Unpack, cast, overload
 
 from durableq import outbox
-from durableq.adding import Adding, Call, all_added, calls_in, check_bulk
+from durableq.adding import Adding, Call, all_added, calls_in, check_bulk, explained
 from durableq.clock import Clock, SystemClock
 from durableq.context import AsyncTaskClass, TaskClass
 from durableq.declarations import Declarations
 from durableq.encryption import KeyRing, chosen_ring, opened
 from durableq.engine.hooks import Hooks
-from durableq.errors import ConfigurationError, QueueNotRunning
+from durableq.errors import ConfigurationError, DuplicateJob, QueueNotRunning
 from durableq.events import Emitter
 from durableq.health import Health, examine
 from durableq.jobs import JobMaker
@@ -139,7 +139,10 @@ class DurableQ(Declarations, Operations):
         run = self._life.run
         storage = self._new_storage() if run is None else run.storage
         outbox.refuse_self_deadlock(storage.path)
-        conflicts = storage.insert_and_wait((job,)) or {}
+        try:
+            conflicts = storage.insert_and_wait((job,)) or {}
+        except DuplicateJob as error:
+            raise explained(error, (job,)) from None
         return dataclasses.replace(job, id=conflicts[job.id]) if job.id in conflicts else job
 
     def add_tasks(self, calls: Iterable[Call[Any]]) -> Awaitable[builtins.list[Job[Any]]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from durableq.errors import ConfigurationError, InvalidArguments, PayloadTooLarge
+from durableq.errors import ConfigurationError, DuplicateJob, InvalidArguments, PayloadTooLarge
 from durableq.jobs import JobMaker
 from durableq.models import COVERS, PLAIN, Job, JobState, UniqueClaim, derived_job_id
 from durableq.names import root_of_caller
@@ -242,6 +242,16 @@ class TestUniqueKeys:
         claim = made(unique=unique).extras.unique
         assert isinstance(claim, UniqueClaim)
         assert (claim.covers, claim.on_conflict) == (covers, on_conflict)
+
+    def test_who_knows_only_the_key_tells_it_without_the_hash(self, made: MakeJob) -> None:
+        for unique, claim in (
+            (Unique(), "the unique key that send makes of its arguments"),
+            ("Zoë's", 'the unique key "Zoë\'s" of send'),
+            (Unique(key="daily", period=HOUR), "the unique key 'daily' of send"),
+        ):
+            text = str(DuplicateJob("J1", key_of(made(unique=unique))))
+            assert text == f"job J1 already holds {claim}; nothing was stored"
+        assert "holds the unique key 'k'; nothing" in str(DuplicateJob("J1", "k"))
 
     def test_a_key_is_readable(self, made: MakeJob) -> None:
         assert json.loads(key_of(made(unique="Zoë's"))) == ["send", "Zoë's"]

@@ -18,6 +18,7 @@ from fastapi import Depends, HTTPException
 from starlette.requests import HTTPConnection
 
 from durableq import queue
+from durableq.adding import explained
 from durableq.context import AsyncTaskClass, TaskClass
 from durableq.errors import (
     CollectorClosed,
@@ -152,7 +153,8 @@ async def store(dq: DurableQ, jobs: list[Job[Any]]) -> dict[str, str]:
     try:
         return await stored or {}
     except DuplicateJob as error:
-        raise HTTPException(409, {"message": str(error), "job": error.job_id}) from error
+        told = explained(error, jobs)
+        raise HTTPException(409, {"message": str(told), "job": told.job_id if told.is_stored else None}) from error
     except IdempotencyConflict as error:
         raise HTTPException(422, {"message": str(error), "job": error.job_id}) from error
     except (OutcomeUnknown, FileReplaced) as error:  # a file is found replaced after COMMIT: it may come back

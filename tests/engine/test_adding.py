@@ -4,12 +4,23 @@ import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from durableq import ConfigurationError, DurableQ, InvalidArguments, Job, JobState, QueueNotRunning, call
+from durableq import (
+    ConfigurationError,
+    DuplicateJob,
+    DurableQ,
+    InvalidArguments,
+    Job,
+    JobState,
+    QueueNotRunning,
+    Unique,
+    call,
+)
 from durableq.adding import BULK_BYTES, BULK_LIMIT
 from tests.engine.helpers import finished, sql
 from tests.engine.processes import ROOT
@@ -139,6 +150,41 @@ async def test_many_are_added_in_one_transaction_in_their_order(database: Path) 
         jobs = await dq.add_tasks([call(double, number) for number in range(6_000)])
         assert await dq.add_tasks([]) == []
     assert [row[0] for row in sql(database, "SELECT id FROM durableq_jobs ORDER BY seq")] == [job.id for job in jobs]
+
+
+@pytest.mark.parametrize(
+    ("unique", "claim"),
+    [
+        ({"args": ["order"]}, "the unique key that charge makes of order"),
+        ({}, "the unique key that charge makes of order, note"),
+        ({"args": []}, "the unique key of charge"),
+        ({"key": "daily"}, "the unique key 'daily' of charge"),
+    ],
+)
+async def test_who_holds_a_unique_key_is_told_by_task_and_arguments(
+    database: Path, unique: dict[str, Any], claim: str
+) -> None:
+    """Whichever way it was asked for: the hash that the key is made of says nothing."""
+    dq = DurableQ(database, worker=False)
+
+    @dq.task(name="charge", unique=Unique(on_conflict="raise", **unique))
+    async def charge(order: int, note: str = "") -> None: ...
+
+    ways: list[Callable[[], Any]] = [
+        lambda: dq.add_task(charge, 1),
+        lambda: dq.add_tasks([call(double, 1), call(charge, 1)]),
+        lambda: asyncio.to_thread(dq.add_task_sync, charge, 1),
+    ]
+    async with dq.running():
+        with pytest.raises(DuplicateJob, match=f"^another call of this same addition wants {claim} too; nothing was"):
+            await dq.add_tasks([call(charge, 1), call(charge, 1)])
+        holder = await dq.add_task(charge, 1)
+        for add in ways:
+            with pytest.raises(DuplicateJob) as caught:
+                await add()
+            assert str(caught.value) == f"job {holder.id} already holds {claim}; nothing was stored"
+            assert caught.value.job_id == holder.id
+    assert count(database) == 1
 
 
 async def test_one_bad_call_among_many_stores_none(database: Path) -> None:

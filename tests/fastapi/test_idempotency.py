@@ -35,6 +35,11 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         background_tasks.add_task(charge, 1)
         return {"job": background_tasks.add_task(report, day).id}
 
+    @app.post("/reports/{day}/twice", status_code=202)
+    def add_report_twice(day: str, background_tasks: BackgroundTasks) -> None:
+        background_tasks.add_task(report, day)
+        background_tasks.add_task(report, day)
+
     @app.post("/refresh/{user}", status_code=202)
     def add_refresh(user: str, background_tasks: BackgroundTasks) -> dict[str, str]:
         return {"job": background_tasks.add_task(refresh, user).id}
@@ -86,6 +91,17 @@ def test_a_taken_unique_key_is_a_409_and_nothing_of_that_request_is_stored(clien
     assert answer.status_code == 409
     assert answer.json()["detail"]["job"] == first
     assert client.get("/count").json() == 2, "the first request's two; none of the second's"
+
+
+def test_two_calls_of_one_request_for_one_key_are_told_as_such(client: TestClient) -> None:
+    """No job holds it: neither of the two is stored, so no id would lead anywhere."""
+    answer = client.post("/reports/monday/twice")
+    message = (
+        "another call of this same addition wants the unique key that report makes of day too; nothing was stored. "
+        "Add it once, or let on_conflict='return' make one job of both"
+    )
+    assert (answer.status_code, answer.json()) == (409, {"detail": {"message": message, "job": None}})
+    assert client.get("/count").json() == 0
 
 
 def test_every_id_that_a_client_holds_resolves(client: TestClient) -> None:
