@@ -76,10 +76,13 @@ class QueueNotRunning(DurableQError, RuntimeError):
 
 
 class JobNotFound(DurableQError, LookupError):
-    """No stored job has this id: it never existed, or it was deleted or pruned."""
+    """No stored job has this id: it never existed, is not stored yet, or was deleted or pruned."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"no job {job_id!r} is stored; it may have been deleted, or pruned by retention")
+        super().__init__(
+            f"no job {job_id!r} is stored; it may have been deleted, or pruned by retention. One that was added in a "
+            "route is stored only when the route has returned, one within a transaction when that commits"
+        )
         self.job_id = job_id
 
 

@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI, Response
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 
-from durableq import CollectorClosed, ConfigurationError, InvalidArguments, InvalidTask
+from durableq import CollectorClosed, ConfigurationError, DurableQ, InvalidArguments, InvalidTask, JobNotFound
 from durableq.fastapi import BackgroundTasks, TaskCollector
 from tests.fastapi.helpers import Database, note, raised_by
 
@@ -87,6 +87,16 @@ def test_the_jobs_can_be_read_and_not_changed(app: FastAPI, database: Database) 
 
     with TestClient(app) as client:
         assert client.post("/").json() == list(database.label_of())
+
+
+def test_a_job_cannot_be_awaited_in_the_route_that_adds_it(app: FastAPI, dq: DurableQ) -> None:
+    @app.post("/")
+    async def route(background_tasks: BackgroundTasks) -> None:
+        await dq.result(background_tasks.add_task(note, "a"), timeout=30)
+
+    with TestClient(app) as client, pytest.raises(JobNotFound) as caught:
+        client.post("/")
+    assert "One that was added in a route is stored only when the route has returned" in str(caught.value)
 
 
 def test_the_jobs_of_a_request_that_failed_are_forgotten(app: FastAPI) -> None:
