@@ -29,6 +29,7 @@ from durableq.clock import to_micros
 from durableq.errors import ConfigurationError, near
 from durableq.models import COVERS, JobState, OnConflict
 from durableq.retry import DEFAULT_POLICY, ExceptionTypes, RetryPolicy
+from durableq.words import MEANT_BY
 
 logger = logging.getLogger("durableq")
 
@@ -321,28 +322,9 @@ _EXTRA_OPTIONS: Final = frozenset(
 )
 
 
-_WORDS_ELSEWHERE: Final[Mapping[str, Sequence[str]]] = {
-    "max_attempts": ("retries", "max_retries", "tries", "max_tries", "attempts"),
-    "retry": ("retry_policy", "retry_delay", "retry_backoff", "default_retry_delay", "min_backoff", "max_backoff"),
-    "retry_on": ("autoretry_for",),
-    "give_up_on": ("dont_autoretry_for", "throws"),
-    "delay": ("countdown", "defer", "defer_by"),
-    "run_at": ("eta", "defer_until", "scheduled", "schedule_at"),
-    "expires": ("max_age",),
-    "timeout": ("time_limit", "soft_time_limit", "job_timeout"),
-    "queue": ("queue_name",),
-    "idempotency_key": ("job_id", "task_id"),
-    "result_ttl": ("keep_result", "result_expires", "ignore_result"),
-    "on_success": ("link",),
-    "on_dead": ("on_failure", "link_error"),
-}
-"""What Celery, arq, SAQ, Huey, Dramatiq and RQ call what is an option here."""
-_MEANT_BY: Final = {word: option for option, words in _WORDS_ELSEWHERE.items() for word in words}
-
-
 def option_meant_by(word: str) -> str | None:
     """Return the option of tasks that a word names, here or in another queue; None for none."""
-    return word if word in TaskOptions.model_fields else _MEANT_BY.get(word.lstrip("_"))  # arq's begin with one
+    return word if word in TaskOptions.model_fields else MEANT_BY.get(word.lstrip("_"))  # arq's begin with one
 
 
 class QueueOptions(_Options):

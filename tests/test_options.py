@@ -13,8 +13,6 @@ from durableq.errors import ConfigurationError
 from durableq.fastapi.background import HANDOVER_VARIABLE
 from durableq.models import COVERS
 from durableq.options import (
-    _MEANT_BY,
-    _WORDS_ELSEWHERE,
     CODE_OPTIONS,
     QueueOptions,
     QueueSettings,
@@ -25,6 +23,7 @@ from durableq.options import (
     queue_options,
     warn_of_misspelt,
 )
+from durableq.words import ELSEWHERE, MEANT_BY
 
 
 def task_options(**given: Any) -> TaskOptions:
@@ -102,9 +101,9 @@ class TestQueueOptions:
             queue_options({}, {}).concurrency = 1
 
     def test_the_words_of_other_queues_lead_to_options_that_there_are(self) -> None:
-        assert set(_WORDS_ELSEWHERE) <= TaskOptions.model_fields.keys()
-        assert not set(_MEANT_BY) & TaskOptions.model_fields.keys()
-        assert len(_MEANT_BY) == sum(map(len, _WORDS_ELSEWHERE.values())), "no word may mean two things"
+        assert set(ELSEWHERE) <= TaskOptions.model_fields.keys()
+        assert not set(MEANT_BY) & TaskOptions.model_fields.keys()
+        assert len(MEANT_BY) == sum(map(len, ELSEWHERE.values())), "no word may mean two things"
 
     def test_type_checkers_know_every_option(self) -> None:
         assert get_type_hints(QueueSettings).keys() == QueueOptions.model_fields.keys()
