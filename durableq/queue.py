@@ -109,8 +109,11 @@ class DurableQ(Declarations, Operations):
         """Add a job; it is durable when the await returns.
 
         A plain function: the arguments are checked, encoded and handed over at once. Cancelling the await changes
-        nothing. Raises `InvalidTask`, `InvalidArguments` and `QueueNotRunning` at the call; awaiting raises
-        `NotStored` when nothing was written and `OutcomeUnknown` when nobody can say.
+        nothing. Raises at the call, with nothing done: `InvalidTask`, `InvalidArguments`, `QueueNotRunning`,
+        `StorageBusy` when too much waits to be written, `StorageUnusable`, and `TransactionRefused` where the caller's
+        own open transaction would keep it from being written. Awaiting raises `NotStored` (`StorageBusy`,
+        `StorageFull`) when nothing was written, `DuplicateJob` and `IdempotencyConflict` when another job stands in
+        the way, and `OutcomeUnknown` when nobody can say.
         """
         job = self.new_job(fn, args, kwargs)
         storage = self._storage_here()
@@ -148,8 +151,8 @@ class DurableQ(Declarations, Operations):
     def add_tasks(self, calls: Iterable[Call[Any]]) -> Awaitable[builtins.list[Job[Any]]]:
         """Add many jobs, made with `call(fn, ...)`, in one transaction: all or none.
 
-        At most 100,000 jobs or 64 MiB of arguments. Raises as `add_task`, and `ConfigurationError` for more, or for
-        what is not a call.
+        At most 100,000 jobs or 64 MiB of arguments. Cancelling the await changes nothing. Raises as `add_task`, and
+        `ConfigurationError` at the call for more, or for what is not a call.
         """
         jobs = [self.new_job(one.function, one.args, one.kwargs) for one in calls_in(calls)]
         return all_added(self._storage_here(), jobs, self.add_jobs(jobs))
@@ -177,7 +180,7 @@ class DurableQ(Declarations, Operations):
         ``transaction`` is a connection of `sqlite3` or `aiosqlite`, or a connection or session of SQLAlchemy or
         SQLModel, on the queue's own file; for an async one ``add_task`` is awaited. Its commit stores both, its
         rollback neither; the worker wakes on the commit. Raises `QueueNotRunning`, and at ``add_task``
-        `TransactionRefused`.
+        `TransactionRefused`, or `StorageBusy` when another had the write lock for 5 seconds.
         """
         return outbox.outbox_for(self._storage_anywhere(), self._maker, self.settings.durability, transaction)
 
@@ -213,7 +216,9 @@ class DurableQ(Declarations, Operations):
     async def wait(self, job_or_id: Job[Any] | str, *, timeout: float | timedelta | None = None) -> Job[Any]:
         """Return a job once it is finished, whichever process runs it.
 
-        Woken by events. Raises `JobNotFound` at once for an id that is not stored, `TimeoutError` after ``timeout``.
+        Woken by events. ``timeout`` in seconds, or a `timedelta`; None waits for ever. Cancelling it does nothing to
+        the job. Raises `JobNotFound` at once for an id that is not stored, `TimeoutError` after ``timeout``,
+        `QueueNotRunning` when the queue does not run here or stops meanwhile, and `StorageError`.
         """
         return opened(await self._finished(job_or_id, timeout), self._keys)
 
@@ -239,7 +244,9 @@ class DurableQ(Declarations, Operations):
     async def drain(self, timeout: float | timedelta | None = None) -> None:
         """Return when nothing runnable is left: nothing running, queued or due that this app could run.
 
-        What is scheduled ahead, a retry for instance, is not waited for. Raises `TimeoutError` after ``timeout``.
+        What is scheduled ahead, a retry for instance, is not waited for. ``timeout`` in seconds, or a `timedelta`; None
+        waits for ever. Cancelling it does nothing to the jobs. Raises `TimeoutError` after ``timeout``,
+        `QueueNotRunning`, and `StorageError`.
         """
         run = self._life.here()
         async with _no_longer_than(timeout, "there are still jobs running, or due, that this app could run"):
