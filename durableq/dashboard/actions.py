@@ -16,7 +16,7 @@ from durableq.errors import JobConflict, JobNotFound, QueueNotRunning, StorageEr
 from durableq.fastapi.admin_answers import in_http_words
 from durableq.fastapi.principals import Role
 from durableq.fastapi.showing import secrets_of
-from durableq.models import CANCELLABLE, DELETABLE, RESTARTABLE, JobState
+from durableq.models import CANCELLABLE, DELETABLE, RESTARTABLE, Job, JobState
 
 Action = Literal["retry", "cancel", "delete"]
 
@@ -84,6 +84,7 @@ async def act(visit: Visit, action: Action, job_id: str) -> None:
 def _add_one(router: APIRouter, site: Site) -> None:
     @router.post("/jobs/{job_id}/retry")
     async def retry_job(job_id: str, sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
+        await _refuse_stale(sent, "retry", job_id)
         await act(sent.visit, "retry", job_id)
         return sent.visit.redirect(f"jobs/{job_id}", message="retry", n=1)
 
@@ -102,6 +103,7 @@ def _add_one(router: APIRouter, site: Site) -> None:
 
     @router.post("/jobs/{job_id}/delete")
     async def delete_job(job_id: str, sent: Annotated[SentForm, Depends(site.administrator_form)]) -> Response:
+        await _refuse_stale(sent, "delete", job_id)
         await act(sent.visit, "delete", job_id)
         return sent.visit.redirect("jobs", message="delete", n=1)
 
@@ -112,7 +114,23 @@ async def _ask(visit: Visit, action: Action, job_id: str) -> Response:
     job = (await secrets_of(visit.site.dq, [stored.task])).summary(stored)
     if job.state not in POSSIBLE[action]:
         raise Refused(409, "That is not possible now", f"The job is {job.state}. {_WHEN[action]}")
-    return visit.page("sure.html", section="jobs", title=_TITLES[action], action=action, job=job, ids=[], search=None)
+    values: dict[str, Any] = {"action": action, "job": job, "seen": seen_of(stored), "ids": [], "search": None}
+    return visit.page("sure.html", section="jobs", title=_TITLES[action], **values)
+
+
+def seen_of(job: Job[Any]) -> str:
+    """Name this very end of a job: once it has run again, it has another."""
+    return "" if job.finished_at is None else job.finished_at.isoformat()
+
+
+async def _refuse_stale(sent: SentForm, action: Action, job_id: str) -> None:
+    """Refuse what was decided by the look of another end than the job has now. A wrong state is told elsewhere."""
+    job = await sent.visit.site.dq.get(job_id)
+    if job.state in POSSIBLE[action] and sent.form.text("seen") != seen_of(job):
+        raise Refused(409, "That is not possible now", f"{RUN_AGAIN} Open it to see how it is now.", f"jobs/{job_id}")
+
+
+RUN_AGAIN: Final = "The job has run again since this page was made, so nothing was done."
 
 
 _TITLES: Final[dict[Action, str]] = {"retry": "Retry", "cancel": "Cancel", "delete": "Delete"}
@@ -148,7 +166,7 @@ def _add_selection(router: APIRouter, site: Site) -> None:
             return _back(visit, search, "none_ticked", 0)
         if action != "retry" and form.text("sure") != "yes":
             title = f"{_TITLES[action]} {len(ids)} job{'' if len(ids) == 1 else 's'}"
-            values: dict[str, Any] = {"action": action, "job": None, "ids": ids, "search": search}
+            values: dict[str, Any] = {"action": action, "job": None, "seen": "", "ids": ids, "search": search}
             return visit.page("sure.html", section="jobs", title=title, **values)
         done, is_stopped = await _act_on_each(visit, action, ids)
         said = f"stopped_{action}" if is_stopped else action if done == len(ids) else f"some_{action}"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
+from durableq.dashboard.actions import RUN_AGAIN, seen_of
 from durableq.dashboard.diff import as_json, difference, hidden_changes
 from durableq.dashboard.editing import Misread, Mistake, key_needed, line_of, mistake, read_arguments
 from durableq.dashboard.refusals import Refused
@@ -39,8 +40,7 @@ class _Editing:
 
     @property
     def seen(self) -> str:
-        """Names this very end of the job: once it has run again, it has another."""
-        return "" if self.job.finished_at is None else self.job.finished_at.isoformat()
+        return seen_of(self.job)
 
     def redactor(self, *other_arguments: Any) -> Redactor:
         return self.secrets.redactor(self.job, *other_arguments)
@@ -87,10 +87,7 @@ def add(router: APIRouter, site: Site) -> None:
         return visit.redirect(f"jobs/{job_id}", message="edited")
 
 
-_MEANWHILE: Final = (
-    "The job has run again since this page was made, so nothing was done. Its arguments may be others by now; "
-    "reload the page to see them."
-)
+_MEANWHILE: Final = f"{RUN_AGAIN} Its arguments may be others by now; reload the page to see them."
 
 
 async def _editing(dq: DurableQ, job_id: str) -> _Editing:

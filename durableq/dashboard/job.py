@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
-from durableq.dashboard.actions import POSSIBLE
+from durableq.dashboard.actions import POSSIBLE, seen_of
 from durableq.dashboard.diff import as_json
 from durableq.dashboard.editing import key_needed
 from durableq.dashboard.site import Site, Visit
@@ -40,6 +40,7 @@ def add(router: APIRouter, site: Site) -> None:
             section="jobs",
             title=job.task,
             job=job,
+            seen=seen_of(stored),
             key=key,
             line=timeline(job, dq.now(), left_out),
             tries=list(zip(job.attempts, logs[:-1], strict=True)),

@@ -112,6 +112,20 @@ def test_a_dead_job_is_retried_by_its_button(site: Office) -> None:
     assert site.audited(job_id) == [("anna", "retry")]
 
 
+@pytest.mark.parametrize("action", ["retry", "delete"])
+def test_a_page_that_was_made_before_a_job_ran_again_does_nothing_to_it(site: Office, action: str) -> None:
+    job_id = site.dead_letter()
+    page = site.open(f"jobs/{job_id}" if action == "retry" else f"jobs/{job_id}/{action}")
+    site.call(site.dq.retry, job_id)
+    eventually_sync(lambda: len(site.call(site.dq.attempts, job_id)) == 2)
+    refused = site.press(page.form(f"jobs/{job_id}/{action}"))
+    assert refused.status == 409
+    assert "has run again since this page was made" in refused.text
+    assert refused.link("Open the job") == f"{MOUNT}/jobs/{job_id}"
+    assert site.job(job_id).state == "dead"
+    assert len(site.audited(job_id)) == 1
+
+
 def test_a_scheduled_job_runs_now_by_its_button(site: Office) -> None:
     job_id = later(site)
     site.press(site.open(f"jobs/{job_id}").form(f"jobs/{job_id}/retry"), "Run now")

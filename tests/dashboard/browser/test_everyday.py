@@ -48,7 +48,7 @@ def test_every_figure_of_the_overview_follows(enter: Enter, served: Served) -> N
     expect(visitor.page.locator(".chart-canvas canvas")).to_have_count(2)
 
 
-def test_the_page_of_a_job_shows_its_end_and_then_rests(enter: Enter, served: Served) -> None:
+def test_the_page_of_a_job_follows_it_beyond_its_end(enter: Enter, served: Served) -> None:
     served.pause("gate")
     job_id = served.add("mail.send", email="good@example.org", options={"queue": "gate"}, state="queued")
     visitor, other = enter(), enter()
@@ -58,6 +58,9 @@ def test_the_page_of_a_job_shows_its_end_and_then_rests(enter: Enter, served: Se
     other.page.locator("tr", has_text="gate").get_by_role("button", name="Resume").click()
     expect(visitor.page.locator(".job-line .state")).to_have_text("succeeded")
     expect(visitor.page.get_by_role("heading", name="Result")).to_be_visible()
+    served.execute("UPDATE durableq_jobs SET state = 'dead', result = NULL WHERE id = ?", job_id)
+    tagged(served, "something happens")
+    expect(visitor.page.get_by_role("button", name="Retry")).to_be_visible()
 
 
 def test_nothing_moves_while_it_is_paused_and_a_choice_is_kept(enter: Enter, served: Served) -> None:
