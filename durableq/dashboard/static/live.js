@@ -2,6 +2,7 @@
 // data-live is put in place of what is there. Nothing moves while somebody selects, types or answers a question.
 
 import { isTyping, keep, kept, say } from "./browser.js";
+import { clock } from "./times.js";
 
 const SHORTEST = 1000;
 const LONGEST = 30_000;
@@ -23,19 +24,20 @@ export function watchQueue({ prepare, done }) {
   let timer = 0;
   let again = 0;
   let doubt = 0;
-  let isLost = false;
+  let trouble = ""; // what keeps the page from being updated, in the words of the label
+  let isGone = false;
 
   function show() {
     const isHeld = isDirty && isSomebodyBusy();
     button.setAttribute("aria-pressed", String(!isPaused));
     button.classList.toggle("is-waiting", !isPaused && isHeld);
-    button.classList.toggle("is-lost", !isPaused && isLost);
-    label.textContent = isPaused ? "Paused" : isLost ? "Offline" : isHeld ? "Waits" : "Live";
+    button.classList.toggle("is-lost", !isPaused && trouble !== "");
+    label.textContent = isPaused ? "Paused" : trouble || (isHeld ? "Waits" : "Live");
   }
 
   function connect() {
     disconnect();
-    if (isPaused || document.hidden) return;
+    if (isPaused || isGone || document.hidden) return;
     const url = new URL(address, location.href);
     if (known !== null) url.searchParams.set("known", known);
     source = new EventSource(url);
@@ -43,7 +45,7 @@ export function watchQueue({ prepare, done }) {
       delay = SHORTEST;
       clearTimeout(doubt);
       doubt = 0;
-      isLost = false;
+      trouble = "";
       show();
     });
     source.addEventListener("changed", (event) => {
@@ -53,15 +55,29 @@ export function watchQueue({ prepare, done }) {
     });
     source.addEventListener("error", () => {
       // A stream that ended is opened again by the browser; only when that takes long is something wrong.
-      doubt ||= setTimeout(lose, source?.readyState === EventSource.CLOSED ? 0 : PATIENCE);
+      doubt ||= setTimeout(findOut, source?.readyState === EventSource.CLOSED ? 0 : PATIENCE);
       if (source?.readyState !== EventSource.CLOSED) return;
       again = setTimeout(connect, delay * (0.7 + 0.6 * Math.random()));
       delay = Math.min(delay * 2, LONGEST);
     });
   }
 
-  function lose() {
-    isLost = true;
+  // A stream that fails does not say why; the page does.
+  async function findOut() {
+    const error = await fetchPage().then(() => null, (error) => error);
+    if (source?.readyState !== EventSource.OPEN) lose(error);
+  }
+
+  function lose(error) {
+    if (error?.status === 404 && tellThatItIsGone()) {
+      isGone = true;
+      trouble = "Gone";
+      disconnect();
+    } else if ([401, 403].includes(error?.status)) {
+      trouble = "Signed out";
+    } else if (!trouble.startsWith("Offline")) {
+      trouble = `Offline since ${clock(new Date())}`;
+    }
     show();
   }
 
@@ -78,21 +94,21 @@ export function watchQueue({ prepare, done }) {
   }
 
   async function look() {
-    if (isPaused || !isDirty || isSomebodyBusy()) {
+    if (isPaused || isGone || !isDirty || isSomebodyBusy()) {
       timer = 0;
       show();
-      if (!isPaused && isDirty) plan(500);
+      if (!isPaused && !isGone && isDirty) plan(500);
       return;
     }
     isDirty = false;
     const began = performance.now();
     try {
       await refresh(prepare, () => !isPaused && !isSomebodyBusy());
-      isLost = false;
+      trouble = "";
       done();
     } catch (error) {
       if (error instanceof Busy) isDirty = true;
-      else isLost = true;
+      else lose(error);
     }
     show();
     // A page that is slow to make is asked for less often.
@@ -121,16 +137,43 @@ export function watchQueue({ prepare, done }) {
 
 class Busy extends Error {}
 
+class NotShown extends Error {
+  constructor(response) {
+    super(`the server answered ${response.status}`);
+    this.status = response.redirected ? 401 : response.status; // to a page where one signs in
+  }
+}
+
 function isSomebodyBusy() {
   if (isTyping() || document.querySelector("dialog[open], [data-row] input:checked")) return true;
   const selection = getSelection();
   return Boolean(selection && !selection.isCollapsed && String(selection).trim());
 }
 
-async function refresh(prepare, isWelcome) {
+async function fetchPage() {
   const response = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
-  if (!response.ok || response.redirected) throw new Error(`the server answered ${response.status}`);
-  const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  if (!response.ok || response.redirected) throw new NotShown(response);
+  return new DOMParser().parseFromString(await response.text(), "text/html");
+}
+
+// What was read stays, and what can no longer be done is taken away.
+function tellThatItIsGone() {
+  const place = document.querySelector("[data-gone]");
+  if (!place) return false;
+  const note = document.createElement("p");
+  note.className = "flash flash-warn";
+  note.textContent = place.dataset.gone;
+  place.before(note);
+  const isFocusLost = Boolean(document.activeElement?.closest("[data-gone] .actions"));
+  for (const button of place.querySelectorAll("form button")) button.disabled = true;
+  for (const link of place.querySelectorAll(".page-head .actions a")) link.remove();
+  if (isFocusLost) document.getElementById("main").focus();
+  say(place.dataset.gone);
+  return true;
+}
+
+async function refresh(prepare, isWelcome) {
+  const page = await fetchPage();
   if (!isWelcome()) throw new Busy("somebody began to do something while the page was fetched");
   prepare(page);
   for (const old of document.querySelectorAll("[data-live][id]")) {

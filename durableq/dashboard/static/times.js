@@ -35,6 +35,10 @@ export function watchTimes() {
   }, 10_000);
 }
 
+export function clock(moment) {
+  return (zone === "utc" ? inUtc(moment) : inLocal(moment)).slice(11, 16);
+}
+
 function showTime(time) {
   const moment = new Date(time.dateTime);
   if (Number.isNaN(moment.valueOf())) return;

@@ -2,6 +2,7 @@
 addresses keep, and keys, themes, times and copy buttons do what they say.
 """
 
+import re
 from typing import Any
 
 import pytest
@@ -61,6 +62,43 @@ def test_the_page_of_a_job_follows_it_beyond_its_end(enter: Enter, served: Serve
     served.execute("UPDATE durableq_jobs SET state = 'dead', result = NULL WHERE id = ?", job_id)
     tagged(served, "something happens")
     expect(visitor.page.get_by_role("button", name="Retry")).to_be_visible()
+
+
+def test_the_page_of_a_job_that_is_deleted_elsewhere_says_so(enter: Enter, served: Served) -> None:
+    job_id = served.add("mail.send", email="bad@example.org", state="dead")
+    visitor, other = enter(), enter()
+    visitor.refusals = {404}
+    visitor.open(f"jobs/{job_id}")
+    other.open(f"jobs/{job_id}/delete")
+    other.press("Delete the job")
+    expect(live(visitor)).to_have_text("Gone")
+    expect(visitor.page.locator("main .flash")).to_contain_text("This job is gone")
+    expect(visitor.page.get_by_role("button", name="Retry")).to_be_disabled()
+    expect(visitor.page.get_by_role("link", name="Delete…")).to_have_count(0)
+    expect(visitor.page.locator(".job-problem")).to_contain_text("no such address")
+
+
+def test_a_page_whose_reader_is_signed_out_says_so_and_goes_on_after_it(enter: Enter, served: Served) -> None:
+    visitor = enter()
+    visitor.refusals = {401}
+    visitor.open("jobs?tag=signed+out")
+    expect(live(visitor)).to_have_text("Live")
+    visitor.context.clear_cookies(name="who")
+    tagged(served, "signed out")
+    expect(live(visitor)).to_have_text("Signed out")
+    visitor.context.add_cookies([{"name": "who", "value": "anna", "url": served.base}])
+    expect(row(visitor, tagged(served, "signed out"))).to_be_visible()
+    expect(live(visitor)).to_have_text("Live")
+
+
+def test_a_page_that_reaches_no_server_says_since_when(enter: Enter, served: Served) -> None:
+    visitor = enter()
+    visitor.open("jobs")
+    expect(live(visitor)).to_have_text("Live")
+    visitor.refusals = {503}
+    visitor.page.route("**/durableq/jobs", lambda route: route.fulfill(status=503, body="down"))
+    tagged(served, "offline")
+    expect(live(visitor)).to_have_text(re.compile(r"Offline since \d\d:\d\d"))
 
 
 def test_nothing_moves_while_it_is_paused_and_a_choice_is_kept(enter: Enter, served: Served) -> None:
