@@ -16,6 +16,7 @@ from durableq.dashboard.jobs import LOOK_AT, refusal
 from durableq.dashboard.refusals import Refused
 from durableq.dashboard.site import SentForm, Site, Visit
 from durableq.fastapi.admin_answers import in_http_words
+from durableq.fastapi.parameters import declared_in_query
 from durableq.models import JobFilter, JobState
 from durableq.reports import Count
 
@@ -61,7 +62,7 @@ def add(router: APIRouter, site: Site) -> None:
 async def _task(visit: Visit, action_text: str, pairs: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> _Task:
     action = checked_action(action_text, visit)
     at = visit.site.dq.now()
-    search, problems, _ = read_query(pairs, at)
+    search, problems, _ = read_query(pairs, at, declared_in_query(visit.request))
     problems = problems or await refusal(visit.site.dq, search.where(at))
     if problems:
         raise Refused(400, "This search cannot be meant", " ".join(f"{problem.message}." for problem in problems))

@@ -8,7 +8,7 @@ anything is made of it. Pure; reads no clock.
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -21,6 +21,8 @@ LONGEST: Final = 200
 """Characters of one value."""
 LONGEST_TEXT: Final = 2_000
 """Characters of a search text."""
+_LONGEST_NAME: Final = 40
+"""So much is shown of the name of a filter that there is not."""
 _MOST_ARGUMENTS: Final = 10
 _MOST_CONDITIONS: Final = 30
 _MOST_PROBLEMS: Final = 10
@@ -38,7 +40,11 @@ _PLAIN: Final = re.compile(r'[^\s"]+')
 _PLAIN_NAME: Final = re.compile(r'[^\s:"]+')
 _STATES: Final = [state.value for state in JobState]
 _SHORT: Final = {"error": "error_text"}
-"""Keys of the search text that have a longer name in the URL."""
+"""Keys of the search text that have a longer name in the URL; there they are taken too."""
+_OF_PAGES: Final = frozenset(
+    ("q", "cursor", "said", "n", "csrf", "do", "id", "sure", "expected", "is_all", "typed", "done", "whole")
+)
+"""Fields of pages and their forms that say nothing of which jobs are looked for."""
 _RETRYING: Final = "retrying"
 """What pages call a scheduled job that was tried before. It is no state of its own, and cannot be looked for."""
 _ONLY_SCHEDULED: Final = "a job that is “retrying” is a scheduled one that was tried before; write state:scheduled"
@@ -147,21 +153,26 @@ _FINISHED: Final = ("finished_since", "finished_until")
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read_query(pairs: Iterable[tuple[str, str]], now: datetime) -> Read:
-    """Read the query of a URL, or a sent form. Empty fields and what is not part of a search are passed over.
+def read_query(pairs: Iterable[tuple[str, str]], now: datetime, others: Set[str] = frozenset()) -> Read:
+    """Read the query of a URL, or a sent form. Empty fields are passed over, and so are those of our own pages and
+    ``others``.
 
-    An ``arg_name`` field names the argument that the next ``arg_value`` is compared with.
+    Any other name is a mistake: left out it would widen the search. An ``arg_name`` field names the argument that the
+    next ``arg_value`` is compared with.
     """
     given: list[tuple[str, str]] = []
+    problems: list[Problem] = []
     name = ""
     for key, value in ((key, value.strip()) for key, value in pairs):
         if key == "arg_name":
             name = value
         elif key == "arg_value":
             given += [(ARGUMENT + name, value)] if name or value else []
-        elif value and (key in NAMES or key.startswith(ARGUMENT)):
-            given.append((key, value))
-    return _read(given, [], now)
+        elif value and (_SHORT.get(key, key) in NAMES or key.startswith(ARGUMENT)):
+            given.append((_SHORT.get(key, key), value))
+        elif value and key not in _OF_PAGES and key not in others and len(problems) < _MOST_PROBLEMS:
+            problems.append(Problem("q", _unknown_name(key)))
+    return _read(given, problems, now)
 
 
 def read_text(text: str, now: datetime) -> Read:
@@ -243,6 +254,13 @@ def _read_word(word: str, given: list[tuple[str, str]], words: list[str], proble
         problems.append(Problem("q", f'{word} opens a quotation that nothing closes; add a second "'))
     else:
         words.append(word)
+
+
+def _unknown_name(name: str) -> str:
+    shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+    near = difflib.get_close_matches(shown, NAMES, 1)
+    known = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}, and {ARGUMENT} with a name"
+    return f"there is no filter {shown!r}; {known}"
 
 
 def _unknown_key(key: str, value: str) -> str:

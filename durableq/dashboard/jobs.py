@@ -14,6 +14,7 @@ from starlette.responses import Response
 from durableq.dashboard.filters import LONGEST_TEXT, Problem, Search, read_query, read_text
 from durableq.dashboard.site import Site, Visit
 from durableq.fastapi.admin_models import JobList
+from durableq.fastapi.parameters import declared_in_query
 from durableq.fastapi.showing import SecretFilter, refuse_secret_filters, secrets_of
 from durableq.models import LARGEST_NUMBER, JobFilter, JobState, Page
 from durableq.queue import DurableQ
@@ -38,7 +39,7 @@ def add(router: APIRouter, site: Site) -> None:
         if q is not None:
             return await _searched(visit, q, at)
         given = visit.request.query_params.multi_items()
-        search, problems, _ = read_query(given, at)
+        search, problems, _ = read_query(given, at, declared_in_query(visit.request))
         if problems:
             return await _page(visit, search, problems=problems)
         if any(name in _FORM_ONLY or not value for name, value in given):

@@ -399,6 +399,7 @@ def test_without_a_match_there_is_nothing_to_confirm(site: Office) -> None:
         ({"do": "explode"}, "no such action"),
         ({"do": "delete", "task": "send_*"}, "names are looked up whole"),
         ({"do": "delete", "arg.password": "x"}, "secret"),
+        ({"do": "delete", "stat": "dead"}, "did you mean 'state'?"),
     ],
 )
 def test_an_action_that_cannot_be_meant_is_refused(site: Office, query: dict[str, str], said: str) -> None:

@@ -93,8 +93,34 @@ def test_empty_form_fields_are_no_conditions() -> None:
     assert read_query(sent, NOW) == Read(Search(), [])
 
 
-def test_what_is_not_part_of_a_search_is_passed_over() -> None:
+def test_what_is_a_page_and_no_search_is_passed_over() -> None:
     assert read_query([("cursor", "12"), ("said", "retried"), ("state", "dead")], NOW).search == Search(state="dead")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("stat", "did you mean 'state'?"),
+        ("Task", "did you mean 'task'?"),
+        ("nonsense", "there are state, task"),
+        ("x" * 60_000, f"no filter '{'x' * 40}…'"),
+    ],
+)
+def test_an_unknown_name_in_an_address_is_refused_and_does_not_widen_the_search(name: str, said: str) -> None:
+    assert said in complaint(read_query([("tag", "x"), (name, "1")], NOW))
+
+
+def test_what_others_take_from_an_address_is_passed_over_unless_it_is_a_filter() -> None:
+    pairs = [("state", "dead"), ("token", "x")]
+    assert read_query(pairs, NOW, {"state", "token"}) == Read(Search(state="dead"), [])
+
+
+def test_unknown_names_are_told_of_ten_times_at_most() -> None:
+    assert len(read_query([(f"x{number}", "1") for number in range(2_000)], NOW).problems) == 10
+
+
+def test_an_address_may_say_error_as_the_search_text_does() -> None:
+    assert read_query([("error", "timed out")], NOW) == Read(Search(error_text="timed out"), [])
 
 
 def test_the_form_takes_the_name_and_the_value_of_an_argument_in_two_fields() -> None:

@@ -8,8 +8,11 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from fastapi import Depends, FastAPI
+from fastapi.testclient import TestClient
 
-from durableq.dashboard import jobs
+from durableq import DurableQ
+from durableq.dashboard import dashboard, jobs
 from tests.dashboard.plain_browser import MOUNT, Office, Page, office
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
@@ -250,3 +253,22 @@ def test_not_every_name_of_a_task_is_put_into_the_page(site: Office, monkeypatch
     assert len(suggested()) > 2
     monkeypatch.setattr(jobs, "_SUGGESTED", 2)
     assert len(suggested()) == 2
+
+
+def test_what_the_auth_dependency_takes_from_an_address_is_no_filter(tmp_path: Path) -> None:
+    def by_query(key: str) -> str:
+        return key
+
+    dq = DurableQ(tmp_path / "keys.db", worker=False)
+    app = FastAPI(lifespan=dq.lifespan)
+    app.include_router(dashboard(dq, auth=Depends(by_query)), prefix=MOUNT)
+    with TestClient(app) as client:
+        assert client.get(f"{MOUNT}/jobs?key=right&state=dead").status_code == 200
+        assert client.get(f"{MOUNT}/bulk?key=right&do=retry").status_code == 200
+        assert client.get(f"{MOUNT}/jobs?key=right&kye=wrong").status_code == 400
+
+
+def test_an_unknown_name_in_the_address_is_refused_in_words(site: Office) -> None:
+    page = site.open("jobs", error_typ="TimeoutError")
+    assert page.status == 400
+    assert "There is no filter 'error_typ'; did you mean 'error_type'?" in page.text
