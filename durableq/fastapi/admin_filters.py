@@ -6,13 +6,15 @@ the answer would tell whether it was guessed.
 
 from typing import Annotated, Final, Literal
 
-from fastapi import HTTPException, Query
-from pydantic import AwareDatetime, Field
+from fastapi import HTTPException, Query, Request
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from durableq.fastapi.admin_models import Asked, example
+from durableq.fastapi.parameters import declared_in_query
 from durableq.fastapi.showing import SecretFilter, refuse_secret_filters
 from durableq.models import JobFilter, JobState
 from durableq.queue import DurableQ
+from durableq.redaction import cleaned
 
 LOOK_AT: Final = 20_000
 """So many jobs are compared with a filter that no index answers, before a look says that it was cut short."""
@@ -26,6 +28,10 @@ _PATH: Final = r"[\w-]+(\.[\w-]+)*"
 ArgumentPath = Annotated[str, Field(max_length=200, pattern=rf"^{_PATH}$")]
 ArgumentValue = Annotated[str, Field(max_length=1_000)]
 _Argument = Annotated[str, Field(max_length=1_200, pattern=rf"^{_PATH}:")]
+_PAIRS: Final[TypeAdapter[list[str]]] = TypeAdapter(list[_Argument])
+_SPELLED: Final = "arg."
+_SHOWN: Final = 200
+"""So many characters are shown of the name of a parameter that there is not."""
 
 _ERROR_TYPE: Final = "Type of the last error, as the job shows it."
 _ERROR_TEXT: Final = "A part of the message of the last error."
@@ -39,6 +45,7 @@ NameQuery = Annotated[Name | None, Query()]
 
 
 async def job_filter(
+    request: Request,
     state: Annotated[JobState | None, Query(description="Where it is in its life.")] = None,
     task: NameQuery = None,
     queue: NameQuery = None,
@@ -49,8 +56,8 @@ async def job_filter(
         list[_Argument] | None,
         Query(
             max_length=_ARGUMENTS,
-            description="An argument and its value as text, `name:value`; `user.id:7` looks inside. May be repeated. "
-            "Secrets cannot be asked for.",
+            description="An argument and its value as text, `name:value`; `user.id:7` looks inside. May be repeated; "
+            "`arg.name=value` says the same. Secrets cannot be asked for.",
             examples=[["order_id:4711", "user.country:NO"]],
         ),
     ] = None,
@@ -59,7 +66,8 @@ async def job_filter(
     finished_after: Annotated[AwareDatetime | None, Query(description=_FINISHED_AFTER)] = None,
     finished_before: Annotated[AwareDatetime | None, Query(description=_FINISHED_BEFORE)] = None,
 ) -> JobFilter:
-    """The filter that a query asks for."""
+    """The filter that a query asks for. An unknown parameter is refused: left out it would widen the filter."""
+    pairs = _arguments_and_no_others(request)
     # Age is a moment, not a number of seconds ago: it means the same on every page of a list, and in the retry
     # that follows the look.
     return JobFilter(
@@ -69,7 +77,7 @@ async def job_filter(
         error_type=error_type,
         error_text=error_text,
         tag=tag,
-        arguments=_arguments(arg or []),
+        arguments=_arguments([*(arg or []), *pairs]),
         created_after=created_after,
         created_before=created_before,
         finished_after=finished_after,
@@ -77,7 +85,29 @@ async def job_filter(
     )
 
 
+def _arguments_and_no_others(request: Request) -> list[str]:
+    """Return what is asked for as ``arg.name=value``, in the spelling ``name:value``."""
+    known = declared_in_query(request)
+    given = [pair for pair in request.query_params.multi_items() if pair[0] not in known]
+    for name, _ in given:
+        if not name.startswith(_SPELLED):
+            shown = cleaned(name)[:_SHOWN]
+            raise _refused(["query", shown], f"there is no parameter {shown!r}; there are {', '.join(sorted(known))}")
+    return _checked([f"{name.removeprefix(_SPELLED)}:{value}" for name, value in given])
+
+
+def _checked(pairs: list[str]) -> list[str]:
+    try:
+        return _PAIRS.validate_python(pairs)
+    except ValidationError:
+        raise _refused(
+            ["query", "arg"], "expected arg.name=value, the name of letters, digits, _, - and dots between its parts"
+        ) from None
+
+
 def _arguments(given: list[str]) -> dict[str, str]:
+    if len(given) > _ARGUMENTS:
+        raise _refused(["query", "arg"], f"expected at most {_ARGUMENTS} arguments, got {len(given)}")
     found: dict[str, str] = {}
     for one in given:
         name, _, value = one.partition(":")

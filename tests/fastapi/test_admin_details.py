@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.security import APIKeyQuery
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
 from starlette.types import Message, Scope
 
 from durableq import ConfigurationError, DurableQ, Job, JobState, Secret, errors
@@ -211,6 +213,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         *(("tag=red", 1), ("tag=blue", 2), ("tag=green", 0), ("queue=mail", 1), ("task=work", 2), ("task=other", 0)),
         *(("state=queued", 3), ("state=dead", 0), ("error_type=ValueError", 0), ("error_text=boom", 0)),
         *(("arg=place:a:b", 1), ("arg=place:b", 0), ("arg=place:c&arg=number:1", 1), ("arg=place:c&arg=number:0", 0)),
+        *(("arg.place=a:b", 1), ("arg.place=c&arg=number:1", 1), ("arg.place=c&arg.number=0", 0)),
         *(("created_after=2000-01-01T00:00:00Z", 3), ("created_after=2999-01-01T00:00:00Z", 0)),
         *(("created_before=2999-01-01T00:00:00Z", 3), ("created_before=2000-01-01T00:00:00Z", 0)),
         *(("finished_after=2000-01-01T00:00:00Z", 0), ("finished_before=2999-01-01T00:00:00Z", 0)),
@@ -252,6 +255,43 @@ def test_a_filter_by_a_secret_is_refused_and_says_which(
     message = f"jobs cannot be looked for by argument {argument!r}: {why}"
     problem = {"type": "filter_refused", "loc": ["query", "arg", argument], "msg": message}
     assert (answer.status_code, answer.json()) == (422, {"detail": [problem]})
+
+
+@pytest.mark.parametrize(
+    ("query", "name", "message"),
+    [
+        ("stat=dead", "stat", "there is no parameter 'stat'; there are arg, created_after, created_before, "),
+        ("state=dead&nonsense=", "nonsense", "there is no parameter 'nonsense'; there are arg, "),
+        ("x" * 300 + "=1", "x" * 200, "there is no parameter"),
+        ("arg.a b=1", "arg", "expected arg.name=value"),
+        ("arg.=1", "arg", "expected arg.name=value"),
+        ("&".join(f"arg.a{number}=1" for number in range(6)), "arg", "expected at most 5 arguments, got 6"),
+        ("arg=place:a&arg.place=b", "arg", "argument 'place' is asked for twice"),
+    ],
+)
+@pytest.mark.parametrize("route", ["jobs", "count"])
+def test_a_parameter_that_is_unknown_is_refused_and_does_not_widen_a_filter(
+    client: TestClient, route: str, query: str, name: str, message: str
+) -> None:
+    answer = client.get(f"/admin/{route}?{query}")
+    [problem] = answer.json()["detail"]
+    assert (answer.status_code, problem["loc"]) == (422, ["query", name])
+    assert problem["msg"].startswith(message)
+
+
+def test_what_the_auth_dependency_takes_from_the_query_is_known(tmp_path: Path) -> None:
+    class Given(BaseModel):
+        tenant: str = ""
+
+    def account(key: Annotated[str, Depends(APIKeyQuery(name="api-key"))], given: Annotated[Given, Query()]) -> str:
+        return key + given.tenant
+
+    dq = DurableQ(tmp_path / "app.db", worker=False)
+    app = FastAPI(lifespan=dq.lifespan)
+    app.include_router(admin_router(dq, auth=Depends(account)), prefix="/admin")
+    with TestClient(app) as client:
+        assert client.get("/admin/jobs?api-key=right&tenant=acme&limit=1").status_code == 200
+        assert client.get("/admin/count?api-key=right&tenants=acme").status_code == 422
 
 
 def test_an_argument_is_asked_for_once(client: TestClient) -> None:
