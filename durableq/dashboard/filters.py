@@ -283,6 +283,8 @@ def _checked(name: str, value: str, now: datetime) -> list[Problem]:
 
 
 def _what_is_wrong(name: str, value: str, now: datetime) -> str | None:
+    if "\0" in name + value:
+        return "a search cannot hold the character NUL (U+0000)"
     if name == "state":
         return _check_state(value)
     if name in ("task", "queue"):

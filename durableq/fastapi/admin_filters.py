@@ -7,7 +7,7 @@ the answer would tell whether it was guessed.
 from typing import Annotated, Final, Literal
 
 from fastapi import HTTPException, Query, Request
-from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AwareDatetime, Field, TypeAdapter, ValidationError
 
 from durableq.fastapi.admin_models import Asked, example
 from durableq.fastapi.parameters import declared_in_query
@@ -22,12 +22,21 @@ AT_ONCE: Final = 1_000
 """Most jobs that one request may change."""
 _ARGUMENTS: Final = 5
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Text = Annotated[str, Field(min_length=1, max_length=200)]
+_NO_NUL: Final = {"pattern": r"^[^\x00]*$"}
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:  # SQLite ends a pattern there, and the rest of it would match everything
+        raise ValueError("expected a text without the character NUL (U+0000)")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200, json_schema_extra=_NO_NUL), AfterValidator(_without_nul)]
+
 _PATH: Final = r"[\w-]+(\.[\w-]+)*"
 ArgumentPath = Annotated[str, Field(max_length=200, pattern=rf"^{_PATH}$")]
-ArgumentValue = Annotated[str, Field(max_length=1_000)]
-_Argument = Annotated[str, Field(max_length=1_200, pattern=rf"^{_PATH}:")]
+ArgumentValue = Annotated[str, Field(max_length=1_000, json_schema_extra=_NO_NUL), AfterValidator(_without_nul)]
+_Argument = Annotated[str, Field(max_length=1_200, pattern=rf"^{_PATH}:[^\x00]*$")]
 _PAIRS: Final[TypeAdapter[list[str]]] = TypeAdapter(list[_Argument])
 _SPELLED: Final = "arg."
 _SHOWN: Final = 200
@@ -50,7 +59,7 @@ async def job_filter(
     task: NameQuery = None,
     queue: NameQuery = None,
     error_type: Annotated[Name | None, Query(description=_ERROR_TYPE)] = None,
-    error_text: Annotated[Text | None, Query(description=_ERROR_TEXT)] = None,
+    error_text: Annotated[Name | None, Query(description=_ERROR_TEXT)] = None,
     tag: Annotated[Name | None, Query(description=_TAG)] = None,
     arg: Annotated[
         list[_Argument] | None,
@@ -123,7 +132,7 @@ class Matching(Asked):
     task: Name | None = None
     queue: Name | None = None
     error_type: Name | None = Field(None, description=_ERROR_TYPE)
-    error_text: Text | None = Field(None, description=_ERROR_TEXT)
+    error_text: Name | None = Field(None, description=_ERROR_TEXT)
     tag: Name | None = Field(None, description=_TAG)
     arguments: dict[ArgumentPath, ArgumentValue] = Field(
         default_factory=dict,

@@ -196,6 +196,12 @@ def test_what_cannot_be_meant_is_refused_in_words(typed: str, said: str) -> None
     assert said in complaint(text(typed))
 
 
+@pytest.mark.parametrize("name", [*NAMES, "arg.x"])
+def test_the_character_at_which_the_storage_ends_a_text_is_refused(name: str) -> None:
+    assert "NUL (U+0000)" in complaint(read_query([(name, "\0x")], NOW))
+    assert "NUL (U+0000)" in complaint(read_query([("arg.\0", "x")], NOW))
+
+
 def test_saying_the_same_twice_is_saying_it() -> None:
     assert text("tag:a tag:a") == Read(Search(tag="a"), [])
 

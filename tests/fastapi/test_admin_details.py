@@ -279,6 +279,16 @@ def test_a_parameter_that_is_unknown_is_refused_and_does_not_widen_a_filter(
     assert problem["msg"].startswith(message)
 
 
+@pytest.mark.parametrize("name", ["task", "queue", "error_type", "error_text", "tag", "arg"])
+def test_the_character_at_which_the_storage_ends_a_text_is_refused(client: TestClient, name: str) -> None:
+    given = "place:\0" if name == "arg" else "\0x"
+    answer = client.get("/admin/count", params={name: given})
+    assert answer.status_code == 422, answer.text
+    assert name == "arg" or "without the character NUL (U+0000)" in answer.text
+    body = {"arguments": {"place": "\0"}} if name == "arg" else {name: "\0x"}
+    assert client.post("/admin/retry", json=body).status_code == 422
+
+
 def test_what_the_auth_dependency_takes_from_the_query_is_known(tmp_path: Path) -> None:
     class Given(BaseModel):
         tenant: str = ""

@@ -55,6 +55,7 @@ WORDS = [
     "{}",
     '"x"',
     "a*b",
+    "a\0b",
     " ",
 ]
 """What people type into addresses: what is found, what is not, and every kind of mistake."""
