@@ -16,7 +16,7 @@ export function listenForKeys({ toggleTheme, togglePause, showHelp }) {
     k: () => moveBy(-1),
     x: tick,
     Enter: open,
-    r: () => press("r"),
+    r: () => goTo("r"),
   };
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey || event.isComposing) return;
@@ -79,10 +79,11 @@ function focusSearch() {
   field.select?.();
 }
 
-function press(key) {
+// Only there: what changes something is pressed by the one who looks at it.
+function goTo(key) {
   const button =
     current()?.querySelector(`[data-key="${key}"]`) ??
     [...document.querySelectorAll(`[data-key="${key}"]`)].find((one) => !one.closest("[data-row]"));
   if (!button || button.disabled) return false;
-  button.click();
+  button.focus();
 }

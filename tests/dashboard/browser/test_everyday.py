@@ -295,6 +295,9 @@ def test_keys_lead_through_the_pages(enter: Enter, served: Served) -> None:
     visitor.reaches("mail.send")
     assert ids[2] in page.url
     keys.press("r")
+    expect(page.get_by_role("button", name="Retry")).to_be_focused()
+    assert served.audited(ids[2]) == [], "a key alone does nothing to a job"
+    keys.press("Enter")
     visitor.says("One job is queued again.")
     visitor.reaches("mail.send")
     keys.press("?")
