@@ -209,9 +209,10 @@ export async function runBulk() {
       headers: { Accept: "text/html" },
     }).catch(() => null);
     if (!response?.ok) {
-      say("It stopped. Press the button to go on.");
       form.removeAttribute("data-auto-submit");
-      form.classList.add("is-stopped");
+      for (const state of main.querySelectorAll("[data-bulk-state]")) state.textContent = "stopped";
+      for (const note of main.querySelectorAll("[data-bulk-stopped]")) note.hidden = false;
+      say("It stopped. Press the button to go on.");
       return;
     }
     const page = new DOMParser().parseFromString(await response.text(), "text/html");

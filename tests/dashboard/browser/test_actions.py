@@ -248,6 +248,32 @@ def test_a_thousand_jobs_are_cancelled_in_pieces_and_a_bar_shows_how_far_it_is(e
     assert served.states("a crowd") == {"cancelled": 1_200}
 
 
+def test_a_work_whose_server_does_not_answer_says_that_it_stopped_and_goes_on(enter: Enter, served: Served) -> None:
+    served.add_many("mail.send", 1_100, email="good", options={"queue": "night", "tags": ["a stop"]})
+    visitor = enter(role="operate")
+    visitor.refusals = {502}
+    pieces = 0
+
+    def fail_once(route: Route, request: Request) -> None:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 2:
+            route.fulfill(status=502, body="bad gateway")
+        else:
+            route.continue_()
+
+    visitor.page.route("**/bulk", fail_once)
+    visitor.open("bulk?do=cancel&tag=a+stop")
+    visitor.page.get_by_label("to confirm").fill("1100")
+    visitor.press("Cancel them all")
+    expect(visitor.page.get_by_role("heading")).to_have_text("Cancel 1,100 jobs: stopped")
+    expect(visitor.page.get_by_text("The server did not answer as it should.")).to_be_visible()
+    assert served.states("a stop") == {"queued": 600, "cancelled": 500}
+    visitor.press("Go on")
+    visitor.says("1,100 jobs are cancelled")
+    assert served.states("a stop") == {"cancelled": 1_100}
+
+
 def test_without_scripts_a_button_goes_on_where_five_thousand_were_not_all(enter: Enter, served: Served) -> None:
     served.add_many("mail.send", 5_100, email="good", options={"queue": "night", "tags": ["a flood"]})
     visitor = enter(role="operate", script=False)
