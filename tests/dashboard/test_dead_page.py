@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+from durableq import operations
 from durableq.dashboard import dead
 from tests.dashboard.plain_browser import Office, Page, office
 
@@ -72,6 +73,19 @@ def test_only_the_most_numerous_kinds_are_shown_and_the_page_says_so(
     page = site.open("dead")
     assert [kind["task"] for kind in addresses(page, "See jobs")] == ["mail.send"]
     assert "The 1 most numerous kinds of 2 are shown" in page.text
+
+
+def test_what_was_not_all_looked_at_is_told_as_the_least_there_is(
+    site: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.add(site.build, state="dead")
+    site.dead_letter()
+    site.dead_letter()
+    monkeypatch.setattr(operations, "DEAD_LOOKED_AT", 2)
+    page = site.open("dead")
+    assert "2+ dead jobs in at least 1 kind " in page.text
+    assert "2+jobs" in page.text
+    assert "UTC or earlier, latest" in page.text
 
 
 @pytest.mark.parametrize(("who", "offered"), [("rita", []), ("otto", ["Retry…"]), ("anna", ["Retry…", "Delete…"])])
