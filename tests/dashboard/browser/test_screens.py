@@ -46,6 +46,14 @@ def jobs(served: Served) -> dict[str, str]:
     eventually_sync(
         lambda: served.row("SELECT progress FROM durableq_jobs WHERE id = ?", found["running"]) != (None,), PATIENCE
     )
+    served.execute(
+        "UPDATE durableq_jobs SET error_type = ?, error_message = ? WHERE id = ?",
+        LONG,
+        f"{LONG}\n{LONG}",
+        found["strange"],
+    )
+    of_strange = "SELECT seq FROM durableq_jobs WHERE id = ?"
+    served.execute(f"UPDATE durableq_attempts SET error_type = ? WHERE seq = ({of_strange})", LONG, found["strange"])
     return found
 
 
@@ -66,6 +74,7 @@ SCREENS = {
     "a job that is retried": "jobs/{retrying}",
     "a job that waits": "jobs/{queued}",
     "the editor": "jobs/{dead}/edit",
+    "the editor beside strange texts": "jobs/{strange}/edit",
     "whether to delete": "jobs/{dead}/delete",
     "whether to cancel": "jobs/{later}/cancel",
     "what to do to all": "bulk?do=retry&state=dead&task=mail.send",
