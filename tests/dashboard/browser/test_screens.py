@@ -4,6 +4,7 @@ page that scrolls sideways, and without a violation that axe finds (WCAG 2.2 AA)
 The jobs are of all kinds and states, with texts as long and strange as they come.
 """
 
+import re
 from typing import Any
 
 import pytest
@@ -144,3 +145,17 @@ def sideways(page: Page, name: str) -> list[str]:
     if page.evaluate("document.documentElement.scrollWidth <= innerWidth"):
         return []
     return [f"{name} scrolls sideways: {page.evaluate(WIDER)}"]
+
+
+@pytest.mark.parametrize("width", [320, 390, 640, 900, 1280])
+def test_a_queue_can_be_paused_and_resumed_without_scrolling_sideways(
+    enter: Enter, jobs: dict[str, str], width: int
+) -> None:
+    visitor = enter(width=width)
+    visitor.open("queues")
+    buttons = visitor.page.get_by_role("button", name=re.compile("Pause|Resume")).and_(visitor.page.locator("td *"))
+    assert buttons.count() >= 3
+    for button in buttons.all():
+        box = button.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= width
