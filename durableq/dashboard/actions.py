@@ -153,6 +153,10 @@ POSSIBLE: Final[dict[Action, tuple[JobState, ...]]] = {
 
 
 def _add_selection(router: APIRouter, site: Site) -> None:
+    @router.get("/jobs/selected")
+    async def show_list(visit: Annotated[Visit, Depends(site.reader)]) -> Response:
+        return visit.redirect("jobs")  # whoever comes back to the question has ticked nothing
+
     @router.post("/jobs/selected")
     async def act_on_selection(sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
         visit, form = sent.visit, sent.form
@@ -167,7 +171,8 @@ def _add_selection(router: APIRouter, site: Site) -> None:
         if action != "retry" and form.text("sure") != "yes":
             title = f"{_TITLES[action]} {len(ids)} job{'' if len(ids) == 1 else 's'}"
             values: dict[str, Any] = {"action": action, "job": None, "seen": "", "ids": ids, "search": search}
-            return visit.page("sure.html", section="jobs", title=title, **values)
+            address = visit.url("jobs", **search.fields())
+            return visit.page("sure.html", section="jobs", title=title, address=address, **values)
         done, is_stopped = await _act_on_each(visit, action, ids)
         said = f"stopped_{action}" if is_stopped else action if done == len(ids) else f"some_{action}"
         return _back(visit, search, said, done)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from durableq.dashboard.actions import POSSIBLE, UNREACHABLE, Action, checked_action
 from durableq.dashboard.filters import Search, read_query
@@ -41,6 +41,9 @@ def add(router: APIRouter, site: Site) -> None:
     @router.get("/bulk")
     async def ask(visit: Annotated[Visit, Depends(site.operator)]) -> Response:
         given = visit.request.query_params
+        if "do" not in given:  # the address of a form that was sent, typed or reloaded
+            query = visit.request.url.query
+            return RedirectResponse(visit.url("jobs") + (f"?{query}" if query else ""), 303)
         task = await _task(visit, given.get("do", ""), given.multi_items())
         found = await _count(visit, task)
         return _page(visit, task, found.number, is_all=found.is_all)
@@ -137,6 +140,7 @@ def _page(
         section="jobs",
         title=f"{task.action.capitalize()} all that match",
         status=422 if wrong else 200,
+        address=visit.url("bulk", do=task.action, **task.search.fields()),
         action=task.action,
         search=task.search,
         back=_goes_back_to(task),

@@ -176,9 +176,15 @@ class Visit:
         given = [(name, value) for name, value in query.items() if value is not None]
         return f"{self.base}/{quote(path)}" + (f"?{urlencode(given, doseq=True)}" if given else "")
 
-    def page(self, template: str, *, section: str, title: str, status: int = 200, **values: Any) -> RenderedPage:
-        """Return a page. ``section`` is the line of the navigation that it belongs to."""
-        values |= {"visit": self, "section": section, "title": title, "navigation": NAVIGATION}
+    def page(
+        self, template: str, *, section: str, title: str, status: int = 200, address: str = "", **values: Any
+    ) -> RenderedPage:
+        """Return a page. ``section`` is the line of the navigation that it belongs to.
+
+        ``address`` is where to find it, or what is next to it, once it has answered a form.
+        """
+        address = (address or self._above) if self.request.method == "POST" else ""
+        values |= {"visit": self, "section": section, "title": title, "navigation": NAVIGATION, "address": address}
         response = RenderedPage(template, values, status)
         response.set_cookie(
             cookie_name(self.base),
@@ -199,6 +205,13 @@ class Visit:
         """
         said = None if message is None else f"{message}.{self._signature(message, n)}"
         return RedirectResponse(self.url(path, **query, said=said, n=n), 303)
+
+    @property
+    def _above(self) -> str:
+        """The page on which the form of this request stood: one above the path that it was sent to."""
+        depth = self.site.depths.get(self.request.scope.get("endpoint"), 1)
+        below_the_mount = self.request.scope["path"].rsplit("/", depth)[1:]
+        return self.url("/".join(below_the_mount[:-1]))
 
     @property
     def message(self) -> tuple[str, str] | None:

@@ -239,6 +239,14 @@ def test_an_unknown_action_is_refused(site: Office) -> None:
     assert site.send(f"{MOUNT}/jobs/selected", sent).status == 400
 
 
+def test_the_addresses_of_forms_lead_to_the_list(site: Office) -> None:
+    job_id = site.dead_letter()
+    for path in ("jobs/selected", "bulk?state=dead"):
+        page = site.open(path)
+        assert (page.status, page.url.partition("?")[0]) == (200, f"{MOUNT}/jobs")
+        assert job_id in page.html
+
+
 def test_a_selection_is_bounded(site: Office) -> None:
     site.dead_letter()
     site.open("jobs")

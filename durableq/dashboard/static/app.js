@@ -71,6 +71,12 @@ function confirmFirst(event) {
   );
 }
 
+// A page that answers a form has no address of its own: a reload, or the way back to it, would send the form again.
+function takeAddress() {
+  const { address } = document.body.dataset;
+  if (address) history.replaceState(history.state, "", address);
+}
+
 // A reload must not say again what was done once.
 function forgetMessage() {
   const address = new URL(location.href);
@@ -98,6 +104,7 @@ addEventListener("pageshow", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCharts);
 
 document.querySelector(".nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+takeAddress();
 forgetMessage();
 showTimes(document);
 watchTimes();

@@ -285,3 +285,49 @@ def test_without_scripts_a_button_goes_on_where_five_thousand_were_not_all(enter
     visitor.press("Go on")
     visitor.says("5,100 jobs are cancelled")
     assert served.states("a flood") == {"cancelled": 5_100}
+
+
+# -- the way back --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mount", ["/durableq", "/stripped/durableq"])
+def test_pages_that_answer_a_form_can_be_left_come_back_to_and_reloaded(
+    enter: Enter, served: Served, mount: str
+) -> None:
+    served.execute("DELETE FROM durableq_jobs WHERE tags = ?", '["way back"]')
+    [job_id] = dead_letters(served, "way back", 1)
+    visitor = enter(mount=mount)
+    visitor.refusals = {422, 409}
+    page = visitor.page
+
+    def leave_and_come_back(title: str) -> None:
+        page.get_by_label("Main").get_by_role("link", name="System").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("System")
+        page.go_back()
+        expect(page.get_by_role("heading", level=1)).to_have_text(title)
+        page.reload()
+        expect(page.get_by_role("heading", level=1)).to_have_text(title)
+
+    visitor.open("jobs?tag=way+back")
+    tick(visitor, [job_id])
+    visitor.press("Delete…")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Delete 1 job?")
+    leave_and_come_back("Jobs")
+    assert page.url.endswith("/jobs?tag=way+back")
+    visitor.open("bulk?do=delete&tag=way+back")
+    page.get_by_label("to confirm").fill("7")
+    visitor.press("Delete it")
+    expect(page.locator("#typed-problem")).to_be_visible()
+    leave_and_come_back("Delete 1 job?")
+    visitor.open(f"jobs/{job_id}/edit")
+    visitor.press("Review the change")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Review and retry")
+    leave_and_come_back("Edit and retry")
+    visitor.open(f"jobs/{job_id}")
+    page.keyboard.press("p")
+    expect(page.locator("[data-live-toggle]")).to_have_text("Paused")
+    served.execute("UPDATE durableq_jobs SET state = 'succeeded' WHERE id = ?", job_id)
+    visitor.press("Retry")
+    expect(page.get_by_role("heading", level=1)).to_have_text("That is not possible now")
+    leave_and_come_back("mail.send")
+    assert served.state(job_id) == "succeeded"
