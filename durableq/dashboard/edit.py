@@ -75,7 +75,7 @@ def add(router: APIRouter, site: Site) -> None:
         editing = await _editing(site.dq, job_id)
         text = form.text("args").replace("\r\n", "\n")
         if form.text("seen") != editing.seen:
-            return await _editor(visit, editing, text, Mistake(_MEANWHILE))
+            return await _editor(visit, editing, text, Mistake(_MEANWHILE), is_stale=True)
         if form.text("step") == "edit":
             return await _editor(visit, editing, text)
         edited = await _read(editing, text)
@@ -87,7 +87,7 @@ def add(router: APIRouter, site: Site) -> None:
         return visit.redirect(f"jobs/{job_id}", message="edited")
 
 
-_MEANWHILE: Final = f"{RUN_AGAIN} Its arguments may be others by now; reload the page to see them."
+_MEANWHILE: Final = f"{RUN_AGAIN} Its arguments may be others by now."
 
 
 async def _editing(dq: DurableQ, job_id: str) -> _Editing:
@@ -146,7 +146,9 @@ def _review(visit: Visit, editing: _Editing, text: str, edited: _Edited) -> Resp
     )
 
 
-async def _editor(visit: Visit, editing: _Editing, text: str, wrong: Mistake | None = None) -> Response:
+async def _editor(
+    visit: Visit, editing: _Editing, text: str, wrong: Mistake | None = None, *, is_stale: bool = False
+) -> Response:
     return visit.page(
         "edit.html",
         section="jobs",
@@ -158,6 +160,7 @@ async def _editor(visit: Visit, editing: _Editing, text: str, wrong: Mistake | N
         text=text,
         rows=min(max(text.count("\n") + 3, 8), 30),
         wrong=wrong,
+        is_stale=is_stale,
         has_hidden=HIDDEN in text or MASKED in text,
         hidden=HIDDEN,
         schema=await _schema(editing),

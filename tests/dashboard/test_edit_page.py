@@ -116,6 +116,8 @@ def test_somebody_elses_change_in_between_is_noticed(site: Office) -> None:
     refused = site.press(page.form(f"jobs/{job_id}/edit"), "confirm")
     assert refused.status == 422
     assert "has run again since this page was made" in refused.text
+    anew = site.open(refused.link("Edit what is stored now"))
+    assert (anew.status, anew.has_form(f"jobs/{job_id}/edit")) == (200, True)
     assert site.job(job_id).args["email"] == "bad@example.org"
 
 
