@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from fastapi import Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -41,6 +42,8 @@ _TITLES: Final = {
     500: "It may or may not have been done",
     503: "The queue cannot be reached",
 }
+
+_NOT_LET_IN: Final = {401: "Please sign in", 403: "You may not look at this"}
 
 UNKNOWN: Final = "unknown_path"
 """The parameter of the path that no page has."""
@@ -81,6 +84,12 @@ class DashboardRoute(APIRoute):
                 if refused is None:
                     raise
                 return error_page(self.place, request, refused)
+            except HTTPException as error:  # of ``auth``
+                if not _is_for_people(request, error):
+                    raise
+                page = error_page(self.place, request, _not_let_in(error))
+                page.headers.update(error.headers or {})
+                return page
 
         return handle_in_words
 
@@ -162,6 +171,20 @@ def error_page(site: Place, request: Request, refused: Refused) -> RenderedPage:
     if refused.status == 503:
         page.headers["Retry-After"] = RETRY_AFTER_SECONDS
     return page
+
+
+def _is_for_people(request: Request, error: HTTPException) -> bool:
+    """Whether a person reads that they are not let in, and the application has no answer of its own to it."""
+    if error.status_code not in _NOT_LET_IN or "text/html" not in request.headers.get("accept", ""):
+        return False
+    handlers = request.app.exception_handlers
+    own = [handlers.get(kind) for kind in (error.status_code, *type(error).__mro__) if handlers.get(kind)]
+    return not own or own[0] is http_exception_handler
+
+
+def _not_let_in(error: HTTPException) -> Refused:
+    detail: Any = error.detail
+    return Refused(error.status_code, _NOT_LET_IN[error.status_code], detail if isinstance(detail, str) else "")
 
 
 def _as_refused(said: HTTPException) -> Refused:

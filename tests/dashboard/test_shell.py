@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, HTTPException, Request
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.responses import RedirectResponse, Response
 from starlette.testclient import TestClient
 
 from durableq import ConfigurationError, DurableQ
@@ -371,3 +373,37 @@ def test_a_defect_is_a_page_that_tells_nothing_of_the_inside(
     found = re.search(r"under the id ([0-9a-f]{16})", answer.text)
     assert found is not None
     assert found[1] in caplog.text
+
+
+HTML = {"Accept": "text/html,application/xhtml+xml"}
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_stranger_with_a_browser_reads_a_page_with_the_status_and_headers_of_auth(
+    database: Path, status: int
+) -> None:
+    def refuse() -> None:
+        raise HTTPException(status, "who <are> you?", {"WWW-Authenticate": "Basic"})
+
+    app = FastAPI()
+    app.include_router(dashboard(DurableQ(database), auth=Depends(refuse)), prefix="/durableq")
+    client = TestClient(app)
+    for answer in (client.get("/durableq/jobs", headers=HTML), client.post("/durableq/bulk", headers=HTML)):
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (status, "Basic")
+        assert answer.headers["content-security-policy"]
+        assert Page(answer.text).links == ["/durableq/"]
+        assert "who &lt;are&gt; you?" in answer.text
+    assert client.get("/durableq/jobs").json() == {"detail": "who <are> you?"}
+
+
+@pytest.mark.parametrize("kind", [401, HTTPException, AnyHTTPException])
+def test_what_an_application_answers_strangers_itself_stays_its_own(database: Path, kind: Any) -> None:
+    app = FastAPI()
+
+    @app.exception_handler(kind)
+    async def sign_in(request: Request, error: Exception) -> Response:
+        return RedirectResponse("/login", 303)
+
+    app.include_router(dashboard(DurableQ(database), auth=Depends(account)), prefix="/durableq")
+    answer = TestClient(app).get("/durableq/jobs", headers=HTML, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login")
