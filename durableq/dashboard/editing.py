@@ -69,10 +69,19 @@ def read_arguments(text: str) -> dict[str, Any]:
 
 def key_needed(job: Job[Any]) -> str | None:
     """Return the name of the key that a job's arguments are still encrypted with; None for those in clear."""
-    if not is_sealed(job.args_json):
+    return _key_of(job.args_json)
+
+
+def result_key_needed(job: Job[Any]) -> str | None:
+    """Return the same of its result."""
+    return None if job.result_json is None else _key_of(job.result_json)
+
+
+def _key_of(stored: str) -> str | None:
+    if not is_sealed(stored):
         return None
     try:
-        return str(json.loads(job.args_json)["$encrypted"]["key"])
+        return str(json.loads(stored)["$encrypted"]["key"])
     except (ValueError, KeyError, TypeError, RecursionError):  # it begins like an envelope, and is damaged
         return "unknown"
 

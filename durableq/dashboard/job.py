@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from durableq.dashboard.actions import POSSIBLE, seen_of
 from durableq.dashboard.diff import as_json
-from durableq.dashboard.editing import key_needed
+from durableq.dashboard.editing import key_needed, result_key_needed
 from durableq.dashboard.site import Site, Visit
 from durableq.dashboard.timeline import timeline
 from durableq.fastapi.admin_models import ENTRIES, LINES, JobDetail, LogRecord
@@ -52,6 +52,7 @@ def add(router: APIRouter, site: Site) -> None:
             may_cancel=job.state in POSSIBLE["cancel"] and not job.cancel_requested,
             may_delete=job.state in POSSIBLE["delete"],
             arguments=None if job.args is None else as_json(job.args),
+            result_key=result_key_needed(stored),
             result=as_json(job.result),
             headers=as_json(job.headers),
             changes=[{name: _in_words(value) for name, value in entry.detail.items()} for entry in job.audit],

@@ -1,5 +1,6 @@
 """The page of one job: everything that is known about it, with its secrets hidden, and what may be done to it."""
 
+import asyncio
 import contextlib
 import re
 import sqlite3
@@ -10,10 +11,11 @@ from typing import Annotated, Any
 
 import pytest
 
-from durableq import Secret, current_job
+from durableq import DurableQ, Secret, current_job
 from durableq.dashboard import job
 from durableq.dashboard.assets import ASSETS
-from tests.dashboard.plain_browser import MOUNT, Office, Page, office
+from durableq.encryption import KeyRing, new_key
+from tests.dashboard.plain_browser import MOUNT, Office, Page, application, office
 from tests.support import eventually_sync
 
 HOSTILE = "</textarea></pre><script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
@@ -221,3 +223,23 @@ def test_marks_that_turn_the_direction_of_writing_end_with_what_a_job_says(what:
     rules = re.findall(r"([^{}]+)\{([^{}]*)\}", ASSETS["jobs.css"].content.decode())
     isolated = [names for names, body in rules if "unicode-bidi: isolate" in body]
     assert any(what in (name.strip().rpartition("*/")[2].strip() for name in names.split(",")) for names in isolated)
+
+
+def test_a_result_whose_key_is_not_here_is_told_and_not_shown_as_it_is_stored(tmp_path: Path) -> None:
+    async def run() -> str:
+        dq = DurableQ(tmp_path / "sealed.db", encryption=KeyRing({"2026-11": new_key()}))
+
+        @dq.task(name="echo")
+        def echo(text: str) -> str:
+            return text
+
+        async with dq.running():
+            added = await dq.add_task(echo, "in-clear-nowhere")
+            await dq.result(added, timeout=20)
+            return added.id
+
+    job_id = asyncio.run(run())
+    with application(DurableQ(tmp_path / "sealed.db", worker=False)) as keyless:
+        page = keyless.open(f"jobs/{job_id}")
+    assert "It is encrypted with the key “2026-11”, and this process could not open it" in page.text
+    assert "nonce" not in page.text and "in-clear-nowhere" not in page.text
