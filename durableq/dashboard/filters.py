@@ -42,7 +42,7 @@ _STATES: Final = [state.value for state in JobState]
 _SHORT: Final = {"error": "error_text"}
 """Keys of the search text that have a longer name in the URL; there they are taken too."""
 _OF_PAGES: Final = frozenset(
-    ("q", "cursor", "said", "n", "csrf", "do", "id", "sure", "expected", "is_all", "typed", "done", "whole")
+    ("q", "cursor", "said", "n", "of", "csrf", "do", "id", "sure", "expected", "is_all", "typed", "done", "whole")
 )
 """Fields of pages and their forms that say nothing of which jobs are looked for."""
 _RETRYING: Final = "retrying"

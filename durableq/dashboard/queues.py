@@ -24,8 +24,8 @@ _NAME: Final[TypeAdapter[str]] = TypeAdapter(Name)
 def add(router: APIRouter, site: Site) -> None:
     dq = site.dq
     site.messages |= {
-        "paused": Message("The queue is paused: jobs are kept, none is started."),
-        "resumed": Message("The queue goes on."),
+        "paused": Message("The queue “{name}” was paused: jobs are kept, none is started."),
+        "resumed": Message("The queue “{name}” was resumed: its jobs are started again."),
     }
 
     @router.get("/queues")
@@ -44,13 +44,15 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.post("/queues/pause")
     async def pause_queue(sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
-        await dq.pause(queue_named_in(sent.form), who=sent.visit.who.name)
-        return sent.visit.redirect("queues", message="paused")
+        queue = queue_named_in(sent.form)
+        await dq.pause(queue, who=sent.visit.who.name)
+        return sent.visit.redirect("queues", message="paused", of=queue)
 
     @router.post("/queues/resume")
     async def resume_queue(sent: Annotated[SentForm, Depends(site.operator_form)]) -> Response:
-        await dq.resume(queue_named_in(sent.form), who=sent.visit.who.name)
-        return sent.visit.redirect("queues", message="resumed")
+        queue = queue_named_in(sent.form)
+        await dq.resume(queue, who=sent.visit.who.name)
+        return sent.visit.redirect("queues", message="resumed", of=queue)
 
 
 def most_telling(reports: Sequence[QueueReport]) -> list[QueueReport]:

@@ -46,7 +46,7 @@ NAVIGATION: Final = (
 
 
 class Message(NamedTuple):
-    """What a page says after an action. ``{n}`` stands for a number."""
+    """What a page says after an action. ``{n}`` stands for a number, ``{name}`` for the name of what it is about."""
 
     text: str
     plural: str | None = None
@@ -56,11 +56,11 @@ class Message(NamedTuple):
     none: str | None = None
     """The text for none, where that needs its own; it is a warning."""
 
-    def about(self, number: int | None) -> str:
+    def about(self, number: int | None, name: str = "") -> str:
         if number == 0 and self.none is not None:
             return self.none
         text = self.text if self.plural is None or number == 1 else self.plural
-        return text.format(n=f"{number or 0:,}")
+        return text.format(n=f"{number or 0:,}", name=name)
 
     def kind_about(self, number: int | None) -> str:
         return "warn" if number == 0 and self.none is not None else self.kind
@@ -197,14 +197,14 @@ class Visit:
         return response
 
     def redirect(
-        self, path: str, *, message: str | None = None, n: int | None = None, **query: Any
+        self, path: str, *, message: str | None = None, n: int | None = None, of: str | None = None, **query: Any
     ) -> RedirectResponse:
-        """Answer an action by a page, which says ``message``: a key of `Site.messages`.
+        """Answer an action by a page, which says ``message``: a key of `Site.messages`, of a number or a name.
 
         The address is signed for this browser: a link that somebody else made says nothing.
         """
-        said = None if message is None else f"{message}.{self._signature(message, n)}"
-        return RedirectResponse(self.url(path, **query, said=said, n=n), 303)
+        said = None if message is None else f"{message}.{self._signature(message, n, of or '')}"
+        return RedirectResponse(self.url(path, **query, said=said, n=n, of=of), 303)
 
     @property
     def _above(self) -> str:
@@ -215,14 +215,16 @@ class Visit:
 
     @property
     def message(self) -> tuple[str, str] | None:
-        """What the address asks this page to say, as (kind, text): one of our own texts, with a number."""
+        """What the address asks this page to say, as (kind, text): one of our own texts, with a number or a name."""
         query = self.request.query_params
         name, _, signature = query.get("said", "").rpartition(".")
-        said, text = self.site.messages.get(name), query.get("n", "")
+        said, text, of = self.site.messages.get(name), query.get("n", ""), query.get("of", "")
         number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
-        if said is None or not secrets.compare_digest(signature.encode(), self._signature(name, number).encode()):
+        expected = self._signature(name, number, of)
+        if said is None or not secrets.compare_digest(signature.encode(), expected.encode()):
             return None
-        return said.kind_about(number), said.about(number)
+        return said.kind_about(number), said.about(number, of)
 
-    def _signature(self, message: str, number: int | None) -> str:
-        return hmac.digest(self.token.encode(), f"{message} {number}".encode(), "sha256").hex()[:16]
+    def _signature(self, message: str, number: int | None, of: str) -> str:
+        signed = f"{message} {number} {of}".encode(errors="replace")
+        return hmac.digest(self.token.encode(), signed, "sha256").hex()[:16]

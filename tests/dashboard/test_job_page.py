@@ -6,6 +6,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -243,3 +244,20 @@ def test_a_result_whose_key_is_not_here_is_told_and_not_shown_as_it_is_stored(tm
         page = keyless.open(f"jobs/{job_id}")
     assert "It is encrypted with the key “2026-11”, and this process could not open it" in page.text
     assert "nonce" not in page.text and "in-clear-nowhere" not in page.text
+
+
+def test_a_job_that_was_asked_to_end_is_not_told_as_cancelled(site: Office) -> None:
+    job_id = site.add(site.wait, state="running")
+    site.call(partial(site.dq.cancel, who="anna"), job_id)
+    page = site.open(f"jobs/{job_id}")
+    assert "anna asked it to end" in page.text
+    assert "cancelled it" not in page.text
+
+
+def test_a_job_that_died_before_its_first_try_failed_in_none(site: Office, tmp_path: Path) -> None:
+    job_id = site.dead_letter()
+    with contextlib.closing(sqlite3.connect(tmp_path / "app.db", timeout=10)) as connection, connection:
+        connection.execute("UPDATE durableq_jobs SET attempt = 0 WHERE id = ?", (job_id,))
+    page = site.open(f"jobs/{job_id}")
+    assert "before its first try" in page.text
+    assert "in the last try" not in page.text

@@ -42,7 +42,7 @@ def test_pausing_holds_the_jobs_until_resuming_and_names_who_did_it(working: App
     assert answer.status_code == 303
     assert answer.headers["location"].startswith("/durableq/queues?said=paused.")
     page = working.page(answer.headers["location"].removeprefix("/durableq"))
-    assert "The queue is paused" in page.text
+    assert "The queue “mail” was paused" in page.text
     assert "paused by otto" in page.text
 
     held = working.add(working.send, "good@example.org")

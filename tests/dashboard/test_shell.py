@@ -246,7 +246,7 @@ def test_a_field_may_be_there_several_times() -> None:
 
 def test_a_page_says_only_our_own_words_after_an_action(site: Application) -> None:
     where = site.send_form(a_form(site)).headers["location"].removeprefix("/durableq")
-    assert "The queue is paused" in site.page(where).text
+    assert "The queue “mail” was paused" in site.page(where).text
     for query in ("said=<b>hello</b>", "said=", "said=paused2&n=<i>"):
         assert 'class="flash' not in site.page(f"/queues?{query}").html
 

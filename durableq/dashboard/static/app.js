@@ -81,8 +81,7 @@ function takeAddress() {
 function forgetMessage() {
   const address = new URL(location.href);
   if (!address.searchParams.has("said")) return;
-  address.searchParams.delete("said");
-  address.searchParams.delete("n");
+  for (const name of ["said", "n", "of"]) address.searchParams.delete(name);
   history.replaceState(history.state, "", address);
 }
 

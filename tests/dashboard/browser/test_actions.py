@@ -116,12 +116,12 @@ def test_a_queue_is_paused_and_resumed(person: Person, served: Served) -> None:
     if has_scripts(visitor):
         assert not is_paused(served, queue), "it asks first"
         visitor.page.get_by_role("dialog").get_by_role("button", name="Pause").click()
-    visitor.says("The queue is paused")
+    visitor.says(f"The queue “{queue}” was paused")
     assert is_paused(served, queue)
     expect(row).to_contain_text("by otto")
     job_id = served.add("mail.send", email="good", options={"queue": queue})
     row.get_by_role("button", name="Resume").click()
-    visitor.says("The queue goes on.")
+    visitor.says(f"The queue “{queue}” was resumed")
     eventually_sync(lambda: served.state(job_id) == "succeeded")
     assert not is_paused(served, queue)
 
