@@ -94,6 +94,11 @@ class Search:
         """Return it as one would type it into the search box."""
         return " ".join(f"{_as_typed(name)}:{_quoted(value)}" for name, value in self.query())
 
+    @staticmethod
+    def shown(name: str, value: str) -> str:
+        """Return the value of one of its conditions as people read it: a moment to the second, and with its zone."""
+        return _moment_in_words(value) if name in TIMES else value
+
     def without(self, name: str) -> "Search":
         """Return the same search without one of its conditions."""
         if name.startswith(ARGUMENT):
@@ -354,6 +359,18 @@ def moment(text: str, now: datetime) -> datetime | None:
         return now - timedelta(seconds=int(age[1]) * _UNITS[age[2].lower()])
     at = datetime.fromisoformat(text)
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def _moment_in_words(text: str) -> str:
+    if _AGE.fullmatch(text):
+        return text
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:  # refused beside it
+        return text
+    if at.tzinfo is None:  # it may be a day alone
+        return f"{text.replace('T', ' ')} UTC"
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC" if at.utcoffset() == timedelta(0) else text
 
 
 def _as_typed(name: str) -> str:

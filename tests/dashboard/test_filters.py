@@ -253,3 +253,20 @@ def test_an_end_is_only_ever_moved_forward() -> None:
     assert Search().ending_before("until", NOW).where(NOW).created_before == NOW
     later = Search(finished_until="2031-01-01").ending_before("finished_until", NOW)
     assert later.where(NOW).finished_before == NOW
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("1h", "1h"),
+        ("2030-05-01", "2030-05-01 UTC"),
+        ("2030-05-01T10:30", "2030-05-01 10:30 UTC"),
+        ("2030-05-01T10:30Z", "2030-05-01 10:30:00 UTC"),
+        ("2030-05-17T12:00:00.123456+00:00", "2030-05-17 12:00:00 UTC"),
+        ("2030-05-01T10:30+02:00", "2030-05-01T10:30+02:00"),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_a_moment_is_shown_with_its_zone(value: str, shown: str) -> None:
+    assert Search.shown("since", value) == shown
+    assert Search.shown("tag", value) == value

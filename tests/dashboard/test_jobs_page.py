@@ -272,3 +272,7 @@ def test_an_unknown_name_in_the_address_is_refused_in_words(site: Office) -> Non
     page = site.open("jobs", error_typ="TimeoutError")
     assert page.status == 400
     assert "There is no filter 'error_typ'; did you mean 'error_type'?" in page.text
+
+
+def test_a_moment_that_is_meant_as_utc_is_shown_so(site: Office) -> None:
+    assert "Added since 2030-05-01 10:30 UTC" in site.open("jobs", since="2030-05-01T10:30").text
