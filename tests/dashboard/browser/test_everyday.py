@@ -418,3 +418,15 @@ def test_an_operator_is_not_offered_what_is_for_administrators(enter: Enter, ser
     expect(visitor.page.get_by_role("button", name="Retry")).to_be_visible()
     expect(visitor.page.get_by_text("Edit and retry…")).to_have_count(0)
     expect(visitor.page.get_by_text("Delete…")).to_have_count(0)
+
+
+# -- texts ---------------------------------------------------------------------------------------------------
+
+
+def test_the_lines_of_an_error_stay_lines(enter: Enter, served: Served) -> None:
+    job_id = served.add("mail.send", email="bad\n    line 2\n    line 3", state="dead")
+    visitor = enter()
+    for path in (f"jobs/{job_id}", f"jobs/{job_id}/edit"):
+        visitor.open(path)
+        message = visitor.page.locator(".error-message")
+        assert message.inner_text() == "no such address: bad\n    line 2\n    line 3"
