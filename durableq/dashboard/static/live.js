@@ -190,12 +190,21 @@ async function replace(old, fresh) {
   if (current) {
     fresh.querySelector(`[data-open][href="${CSS.escape(current)}"]`)?.closest("[data-row]")?.classList.add("is-current");
   }
+  const at = [...old.querySelectorAll("[data-row]")].findIndex((row) => row.contains(document.activeElement));
   const scrolled = [...old.querySelectorAll(".table-box, .code")].map((box) => [box.scrollLeft, box.scrollTop]);
   await htmx.swap({ text: fresh.outerHTML, target: old, swap: "outerMorph" });
   const boxes = document.getElementById(fresh.id)?.querySelectorAll(".table-box, .code") ?? [];
   boxes.forEach((box, index) => {
     if (scrolled[index]) [box.scrollLeft, box.scrollTop] = scrolled[index];
   });
+  if (at >= 0 && (document.activeElement ?? document.body) === document.body) focusRow(document.getElementById(fresh.id), at);
+}
+
+// The row that had the focus is gone: whoever goes by keys goes on from the one that took its place.
+function focusRow(place, at) {
+  const rows = place?.querySelectorAll("[data-row]") ?? [];
+  const row = rows[Math.min(at, rows.length - 1)];
+  (row?.querySelector("[data-open]") ?? document.getElementById("main")).focus({ preventScroll: true });
 }
 
 // A form marked data-auto-submit is one piece of a long work: it is sent, and what comes back may be the next piece.

@@ -136,6 +136,19 @@ def test_focus_and_place_survive_an_update(enter: Enter, served: Served) -> None
     expect(visitor.page.locator("#all-matching")).to_have_attribute("open", "")
 
 
+def test_when_the_row_with_the_focus_leaves_the_one_in_its_place_has_it(enter: Enter, served: Served) -> None:
+    visitor = enter()
+    first, second = tagged(served, "leaves"), tagged(served, "leaves")
+    visitor.open("jobs?tag=leaves")
+    expect(live(visitor)).to_have_text("Live")
+    row(visitor, second).locator("[data-open]").focus()
+    for job_id, heir in ((second, row(visitor, first).locator("[data-open]")), (first, visitor.page.locator("main"))):
+        served.execute("DELETE FROM durableq_jobs WHERE id = ?", job_id)
+        tagged(served, "something else leaves")
+        expect(row(visitor, job_id)).to_have_count(0)
+        expect(heir).to_be_focused()
+
+
 def test_a_selection_is_not_disturbed_and_the_update_comes_after_it(enter: Enter, served: Served) -> None:
     visitor = enter()
     first = tagged(served, "ticked")
