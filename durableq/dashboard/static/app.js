@@ -94,7 +94,20 @@ function onClick(event) {
   if ("help" in button.dataset) help.showModal();
 }
 
+// A menu closes when one clicks elsewhere or presses Escape, as menus do.
+function closeMenus(event) {
+  for (const menu of document.querySelectorAll("details.menu[open]")) {
+    if (event.type === "click" && menu.contains(event.target)) continue;
+    if (menu.contains(document.activeElement)) menu.querySelector("summary").focus();
+    menu.open = false;
+  }
+}
+
 document.addEventListener("click", onClick);
+document.addEventListener("click", closeMenus);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") closeMenus(event);
+});
 document.addEventListener("submit", confirmFirst);
 // A page that the browser kept comes back as it was left: its forms may be sent again.
 addEventListener("pageshow", () => {

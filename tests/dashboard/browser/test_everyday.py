@@ -443,3 +443,20 @@ def test_the_lines_of_an_error_stay_lines(enter: Enter, served: Served) -> None:
         visitor.open(path)
         message = visitor.page.locator(".error-message")
         assert message.inner_text() == "no such address: bad\n    line 2\n    line 3"
+
+
+def test_a_menu_closes_by_escape_and_by_a_click_elsewhere(enter: Enter, served: Served) -> None:
+    tagged(served, "menu")
+    visitor = enter()
+    visitor.open("jobs?tag=menu")
+    menu, summary = visitor.page.locator("#all-matching"), visitor.page.locator("#all-matching summary")
+    summary.click()
+    expect(menu).to_have_attribute("open", "")
+    visitor.page.keyboard.press("Tab")
+    visitor.page.keyboard.press("Escape")
+    expect(menu).not_to_have_attribute("open", "")
+    expect(summary).to_be_focused()
+    summary.click()
+    expect(menu).to_have_attribute("open", "")
+    visitor.page.get_by_role("heading", level=1).click()
+    expect(menu).not_to_have_attribute("open", "")
