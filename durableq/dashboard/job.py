@@ -22,6 +22,8 @@ from durableq.queue import DurableQ
 TRIES: Final = 20
 """So many of the failed tries are shown unless all are asked for: their tracebacks may be long."""
 
+_WAITING: Final = (JobState.BLOCKED, JobState.SCHEDULED, JobState.QUEUED)
+
 
 def add(router: APIRouter, site: Site) -> None:
     @router.get("/jobs/{job_id}")
@@ -47,6 +49,7 @@ def add(router: APIRouter, site: Site) -> None:
             other_logs=logs[-1],
             is_retry=job.state == JobState.SCHEDULED and job.attempt > 0,
             is_known=dq.find_task(job.task) is not None,
+            is_held=job.state in _WAITING and await _is_paused(dq, job.queue),
             may_retry=job.state in POSSIBLE["retry"],
             may_edit=job.state in (JobState.DEAD, JobState.CANCELLED) and key is None,
             may_cancel=job.state in POSSIBLE["cancel"] and not job.cancel_requested,
@@ -60,6 +63,10 @@ def add(router: APIRouter, site: Site) -> None:
             may_show_more=len(attempts) < min(len(known), ENTRIES),
             lines=LINES,
         )
+
+
+async def _is_paused(dq: DurableQ, queue: str) -> bool:
+    return any(report.is_paused for report in await dq.queues() if report.name == queue)
 
 
 def _parted(attempts: list[Attempt], shown: int) -> tuple[list[Attempt], list[Attempt]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
@@ -62,6 +62,7 @@ def add(router: APIRouter, site: Site) -> None:
             charts=(throughput(history, chosen, now), latency(history, chosen)),
             queues=reports,
             oldest=oldest_due(reports),
+            held=held(reports),
             by_queue={one.queue: one.figures for one in history.queues},
             failing=failing(history.tasks),
             failures=await _latest_failures(dq),
@@ -76,6 +77,12 @@ def is_served(workers: Sequence[WorkerReport]) -> bool:
 def oldest_due(reports: Sequence[QueueReport]) -> datetime | None:
     """Return since when a job waits that could run; those of paused queues wait on purpose."""
     return min((one.oldest_due for one in reports if one.oldest_due is not None and not one.is_paused), default=None)
+
+
+def held(reports: Sequence[QueueReport]) -> Literal["none", "some", "all"]:
+    """Return how many of the queued jobs wait because their queue is paused."""
+    waiting = [one.is_paused for one in reports if one.queued.number]
+    return "all" if waiting and all(waiting) else "some" if any(waiting) else "none"
 
 
 def failing(tasks: Sequence[TaskFigures]) -> list[TaskFigures]:

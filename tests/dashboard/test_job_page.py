@@ -261,3 +261,14 @@ def test_a_job_that_died_before_its_first_try_failed_in_none(site: Office, tmp_p
     page = site.open(f"jobs/{job_id}")
     assert "before its first try" in page.text
     assert "in the last try" not in page.text
+
+
+def test_a_job_whose_queue_is_paused_says_why_it_does_not_start(site: Office) -> None:
+    site.call(site.dq.pause, "mail")
+    held, done = site.add(site.mail, "good@example.org", state="queued"), site.add(site.build, state="dead")
+    page = site.open(f"jobs/{held}")
+    assert "Its queue is paused" in page.text
+    assert page.link("Look at the queues") == f"{MOUNT}/queues"
+    assert "Its queue is paused" not in site.open(f"jobs/{done}").text
+    site.call(site.dq.resume, "mail")
+    assert "Its queue is paused" not in site.open(f"jobs/{held}").text

@@ -40,6 +40,17 @@ def test_cards_show_how_many_jobs_are_where(site: Application) -> None:
     assert "/durableq/jobs?state=queued" in page.links
 
 
+def test_that_jobs_wait_in_paused_queues_is_said(site: Application) -> None:
+    site.add(site.send, "good@example.org")
+    site.call(site.dq.pause, "mail")
+    page = site.page()
+    assert "Queued 1 all in paused queues" in page.text
+    assert "only in paused queues" in page.text
+    assert "nothing waits" not in page.text
+    site.add(site.send.options(queue="other"), "good@example.org")
+    assert "Queued 2 some in paused queues" in site.page().text
+
+
 def test_that_nothing_runs_the_jobs_is_said(site: Application) -> None:
     assert "No worker is running" in site.page().text
 
