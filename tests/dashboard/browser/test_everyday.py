@@ -221,6 +221,8 @@ def test_fields_and_states_narrow_a_search_and_a_mistake_is_shown_where_it_is(en
     page.get_by_role("button", name="Filter").click()
     expect(page.locator("#problem-since")).to_contain_text("15m, 1h or 7d")
     expect(page.get_by_role("textbox", name="Tag")).to_have_value("fields")
+    begins = page.locator("#field-since, #field-error_text").evaluate_all("all => all.map((one) => one.offsetTop)")
+    assert len(set(begins)) == 1, "a mistake pushes no other field down"
     page.locator("#field-since").fill("1h")
     page.get_by_role("button", name="Filter").click()
     expect(row(visitor, good)).to_be_visible()
