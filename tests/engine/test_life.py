@@ -168,6 +168,10 @@ async def _who_two() -> str:
     return "two"
 
 
+FIVE_CYCLES_BYTES = 100_000
+"""Alone it is 20,000. What runs in the same process may add to it once, but not every time."""
+
+
 @pytest.mark.foreign_bug(55, 77, 78)
 @pytest.mark.no_cover  # what that notes, and keeps, would be taken for ours
 async def test_entering_and_leaving_five_times_leaves_no_thread_file_or_memory_behind(database: Path) -> None:
@@ -187,14 +191,17 @@ async def test_entering_and_leaving_five_times_leaves_no_thread_file_or_memory_b
 
     for _ in range(2):  # what Python and SQLite keep for good
         await cycle()
-    threads, files, memory = _threads(), _open_files(), _memory()
-    for _ in range(5):
-        await cycle()
-    eventually_sync(lambda: _threads() <= threads)
-    await eventually(lambda: _open_files() <= files)
-    grown = _memory() - memory
+    threads, files = _threads(), _open_files()
+    grown: list[int] = []
+    while len(grown) < 3 and min(grown, default=FIVE_CYCLES_BYTES) >= FIVE_CYCLES_BYTES:
+        memory = _memory()
+        for _ in range(5):
+            await cycle()
+        eventually_sync(lambda: _threads() <= threads)
+        await eventually(lambda: _open_files() <= files)
+        grown.append(_memory() - memory)
     tracemalloc.stop()
-    assert grown < 100_000, f"{grown:,} bytes in five cycles"
+    assert min(grown) < FIVE_CYCLES_BYTES, f"{grown} bytes in five cycles each: what leaks does so every time"
 
 
 def _threads() -> int:

@@ -197,7 +197,7 @@ async def test_a_value_that_is_returned_and_not_given_is_missed_aloud(
     job = await working.add_task(pay, 1)
     assert await working.result(job, timeout=10) is None
     assert disk.mine == [1]
-    assert f"job {job.id} returned a value that is not stored" in caplog.text
+    await eventually(lambda: f"job {job.id} returned a value that is not stored" in caplog.text)
 
 
 async def test_a_forgotten_await_is_not_a_success(working: DurableQ, disk: Disk, async_engine: AsyncEngine) -> None:

@@ -184,17 +184,22 @@ def opening(locks: host.LockFile, wait_seconds: float = OPENING_SECONDS) -> Iter
     if not locks.opening.acquire(timeout=wait_seconds):
         raise StorageBusy(f"{locks.path} has been held for {wait_seconds:.1f} s by another thread of this process")
     try:
-        while not locks.acquire(host.OPENING):
-            if time.monotonic() > give_up:
-                holder = host.lock_holder(locks.path, host.OPENING)
-                raise StorageBusy(f"{locks.path} has been held for {wait_seconds:.1f} s by process {holder or '?'}")
-            time.sleep(0.002)
+        _acquire_opening(locks, give_up - time.monotonic())
         try:
             yield
         finally:
             locks.release(host.OPENING)
     finally:
         locks.opening.release()
+
+
+def _acquire_opening(locks: host.LockFile, wait_seconds: float) -> None:
+    give_up = time.monotonic() + wait_seconds
+    while not locks.acquire(host.OPENING):
+        if time.monotonic() > give_up:
+            holder = host.lock_holder(locks.path, host.OPENING)
+            raise StorageBusy(f"{locks.path} has been held for {wait_seconds:.1f} s by process {holder or '?'}")
+        time.sleep(0.002)
 
 
 def begin(connection: sqlite3.Connection, wait_seconds: float = 5.0) -> None:
