@@ -362,11 +362,16 @@ class DurableQ(Declarations, Operations):
         return job
 
     async def _has_runnable(self, run: Run) -> bool:
-        names = run.storage.names()
-        served = self.settings.queues
-        queues = names.queues if served is None else names.queues & frozenset(served)
-        tasks = [name for name in names.tasks if self._registry.find(name) is not None]
-        return await run.storage.has_runnable(queues, tasks)
+        names = await run.storage.stored_names()
+        while True:
+            served = self.settings.queues
+            queues = names.queues if served is None else names.queues & frozenset(served)
+            tasks = [name for name in names.tasks if self._registry.find(name) is not None]
+            if await run.storage.has_runnable(queues, tasks):
+                return True
+            before, names = names, await run.storage.stored_names()
+            if names == before:  # else a job of a new name may have been passed over
+                return False
 
 
 collector_factory: Callable[[DurableQ], Callable[..., Any]] | None = None

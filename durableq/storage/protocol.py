@@ -234,6 +234,10 @@ class Storage(Protocol):
         """All queue and task names ever seen, as of the latest look. No I/O."""
         ...
 
+    async def stored_names(self) -> Names:
+        """All queue and task names that are stored at this moment. No name ever goes."""
+        ...
+
     async def get(self, job_id: str) -> Job[Any] | None: ...
 
     async def attempts(self, job_id: str) -> list[Attempt]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import partial
@@ -34,6 +35,8 @@ from durableq import (
 from durableq.engine import follow_ups
 from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES
 from durableq.events import LeaseLost
+from durableq.storage.sqlite.group import Effects
+from durableq.storage.sqlite.lookout import Lookout
 from tests.engine.helpers import AT_ONCE, Gate, collect, finished, in_state, sql
 from tests.support import eventually, eventually_sync
 
@@ -993,3 +996,29 @@ async def test_a_job_that_is_no_longer_this_attempts_cannot_be_completed(databas
         await dq.drain()
         await eventually(lambda: len(refused) == 1)
         assert (refused[0].job_id, ledger.rows()) == (job.id, 0)
+
+
+async def test_drain_waits_for_a_job_whose_task_was_never_heard_of_before(
+    dq: DurableQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce = Lookout.announce
+
+    def late(lookout: Lookout, effects: Effects) -> None:
+        time.sleep(0.2 if effects.new_tasks else 0)  # its commit can be seen already
+        announce(lookout, effects)
+
+    monkeypatch.setattr(Lookout, "announce", late)
+    ran: list[str] = []
+
+    @dq.task(name="second")
+    async def second() -> None:
+        ran.append("second")
+
+    @dq.task(name="first")
+    async def first() -> None:
+        current_job().add_task(second)
+
+    async with dq.running():
+        await finished(dq, await dq.add_task(first))
+        await dq.drain(timeout=10)
+    assert ran == ["second"]

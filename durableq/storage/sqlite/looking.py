@@ -7,7 +7,7 @@ from typing import Any, Final
 from durableq.clock import EPOCH, SECOND, Clock
 from durableq.encryption import Payloads
 from durableq.history import SummedBy, Tally
-from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Lease, LogLine, Page
+from durableq.models import Attempt, AuditEntry, Job, JobFilter, JobState, Lease, LogLine, Names, Page
 from durableq.reports import (
     AuditPage,
     Count,
@@ -109,6 +109,11 @@ class Looking:
     async def finished_among(self, job_ids: Collection[str]) -> set[str]:
         found = await self._reader.fetch(SQL["finished_among"], {"ids": json.dumps(list(job_ids))})
         return {row[0] for row in found}
+
+    async def stored_names(self) -> Names:
+        queues = await self._reader.fetch("SELECT name FROM durableq_queues")
+        tasks = await self._reader.fetch("SELECT name FROM durableq_tasks")
+        return Names(frozenset(name for (name,) in queues), frozenset(name for (name,) in tasks))
 
     async def has_runnable(self, queues: Collection[str], tasks: Collection[str]) -> bool:
         values = {"queues": json.dumps(list(queues)), "tasks": json.dumps(list(tasks)), "now": self._clock.wall()}
