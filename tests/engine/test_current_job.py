@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from durableq.engine.notes import LINE_CHARACTERS, LOG_LINES
 from durableq.events import LeaseLost
 from durableq.storage.sqlite.group import Effects
 from durableq.storage.sqlite.lookout import Lookout
+from durableq.storage.sqlite.store import SqliteStorage
 from tests.engine.helpers import AT_ONCE, Gate, collect, finished, in_state, sql
 from tests.support import eventually, eventually_sync
 
@@ -1001,13 +1001,21 @@ async def test_a_job_that_is_no_longer_this_attempts_cannot_be_completed(databas
 async def test_drain_waits_for_a_job_whose_task_was_never_heard_of_before(
     dq: DurableQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    announce = Lookout.announce
+    announce, asked = Lookout.announce, threading.Event()
+    has_runnable = SqliteStorage.has_runnable
 
     def late(lookout: Lookout, effects: Effects) -> None:
-        time.sleep(0.2 if effects.new_tasks else 0)  # its commit can be seen already
+        if "second" in effects.new_tasks:  # its commit can be seen already
+            asked.wait(10)
         announce(lookout, effects)
 
+    async def noted(storage: SqliteStorage, queues: Collection[str], tasks: Collection[str]) -> bool:
+        found = await has_runnable(storage, queues, tasks)
+        asked.set()
+        return found
+
     monkeypatch.setattr(Lookout, "announce", late)
+    monkeypatch.setattr(SqliteStorage, "has_runnable", noted)
     ran: list[str] = []
 
     @dq.task(name="second")
