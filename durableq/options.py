@@ -180,11 +180,11 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, type) else value
 
 
-def require_callable_with(function: Callback | None, *given: str) -> None:
+def require_callable_with(function: Callback, *given: str) -> None:
     """Raise `ConfigurationError` for a function that cannot be called so: it would be found out when a job dies."""
     try:
-        signature = inspect.signature(function)  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # None, or made by code that is not Python's; nobody can tell
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # made by code that is not Python's; nobody can tell
         return
     try:
         signature.bind(*given)
@@ -197,7 +197,8 @@ def require_callable_with(function: Callback | None, *given: str) -> None:
 
 def _called_with(*given: str) -> AfterValidator:
     def check(function: Callback | None) -> Callback | None:
-        require_callable_with(function, *given)
+        if function is not None:
+            require_callable_with(function, *given)
         return function
 
     return AfterValidator(check)

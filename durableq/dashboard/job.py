@@ -17,12 +17,11 @@ from durableq.dashboard.timeline import timeline
 from durableq.fastapi.admin_models import ENTRIES, LINES, JobDetail, LogRecord
 from durableq.fastapi.showing import secrets_of
 from durableq.models import Attempt, Job, JobState
+from durableq.options import WAITING
 from durableq.queue import DurableQ
 
 TRIES: Final = 20
 """So many of the failed tries are shown unless all are asked for: their tracebacks may be long."""
-
-_WAITING: Final = (JobState.BLOCKED, JobState.SCHEDULED, JobState.QUEUED)
 
 
 def add(router: APIRouter, site: Site) -> None:
@@ -49,7 +48,7 @@ def add(router: APIRouter, site: Site) -> None:
             other_logs=logs[-1],
             is_retry=job.state == JobState.SCHEDULED and job.attempt > 0,
             is_known=dq.find_task(job.task) is not None,
-            is_held=job.state in _WAITING and await _is_paused(dq, job.queue),
+            is_held=job.state in WAITING and await _is_paused(dq, job.queue),
             may_retry=job.state in POSSIBLE["retry"],
             may_edit=job.state in (JobState.DEAD, JobState.CANCELLED) and key is None,
             may_cancel=job.state in POSSIBLE["cancel"] and not job.cancel_requested,

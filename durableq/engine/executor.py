@@ -22,6 +22,7 @@ from durableq.engine.running import RunningJob, Services
 from durableq.errors import CompletionRolledBack, InvalidArguments, StorageError
 from durableq.events import AttemptOverran, Emitter, JobStarted, ResultNotStored
 from durableq.models import (
+    Cancelled,
     Completed,
     Dead,
     Failure,
@@ -30,6 +31,8 @@ from durableq.models import (
     LeaseKey,
     Outcome,
     Released,
+    Retried,
+    Snoozed,
     Succeeded,
 )
 from durableq.registry import AnyTask, Registry
@@ -377,16 +380,7 @@ class Executor:
         """The task has written its success itself: see whether that was committed, whatever came afterwards."""
         state = await self._state_after_completion(running)
         if state is JobState.SUCCEEDED:
-            if not isinstance(outcome, Succeeded):
-                what = getattr(outcome, "failure", None)
-                told = type(outcome).__name__.lower() if what is None else f"{what.type}: {what.message}"
-                logger.warning("job %s ended otherwise after its success was committed: %s", running.lease.id, told)
-            elif outcome.result_json is not None and running.completed_with is None:
-                logger.warning(
-                    "job %s returned a value that is not stored: complete_within has written its success already; "
-                    "give it the value, complete_within(..., result=...)",
-                    running.lease.id,
-                )
+            _tell_what_is_lost(running, outcome)
             return Completed(running.completed_with)
         if state is JobState.RUNNING and isinstance(outcome, Succeeded):
             text = "the transaction of complete_within was not committed when the task returned"
@@ -420,6 +414,24 @@ def _leave_behind(task: asyncio.Task[None]) -> None:
     """Let a task that swallows its cancellation hold nobody: asyncio.run would wait for it for ever."""
     logger.error("a job of %s does not end though it was cancelled; it is left behind", task.get_name())
     asyncio._unregister_task(task)  # documented under "Extending", for those who make tasks of their own
+
+
+def _tell_what_is_lost(running: RunningJob, outcome: Outcome) -> None:
+    """After its success was committed, nothing else that the task does is stored: log what that is."""
+    match outcome:
+        case Succeeded(None):
+            pass
+        case Succeeded() if running.completed_with is None:
+            logger.warning(
+                "job %s returned a value that is not stored: complete_within has written its success already; "
+                "give it the value, complete_within(..., result=...)",
+                running.lease.id,
+            )
+        case Retried(failure) | Dead(failure) | Cancelled(failure):
+            told = f"{failure.type}: {failure.message}"
+            logger.warning("job %s raised after its success was committed: %s", running.lease.id, told)
+        case Snoozed() | Released():
+            logger.warning("job %s asked to be run again after its success was committed", running.lease.id)
 
 
 def _dead(kind: str, message: str) -> Dead:

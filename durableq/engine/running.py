@@ -59,9 +59,9 @@ class RunningJob:
     deadline_is_the_limit: bool = False
     """The job's deadline comes before the attempt's timeout."""
     completes_itself: bool = False
-    completed_with: str | None = None
-    """The result that was stored by `complete_within`."""
     """It has written its success in a transaction of its own."""
+    completed_with: str | None = None
+    """The result that it wrote then, as it is stored."""
     _follow_ups: list[Job[Any]] | None = None
     _allowance: Allowance | None = None
     _is_closed: bool = False

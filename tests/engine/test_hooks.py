@@ -499,7 +499,7 @@ def test_what_can_be_called_or_cannot_be_read_is_taken(dq: DurableQ) -> None:
 def test_a_middleware_that_takes_no_job_is_refused(dq: DurableQ) -> None:
     with pytest.raises(ConfigurationError, match=r"takes \(job\), got .*greedy\(job, call_next\): missing"):
 
-        @dq.middleware  # type: ignore[type-var]
+        @dq.middleware  # type: ignore[type-var]  # type checkers refuse it too
         async def greedy(job: CurrentJob, call_next: Any) -> AsyncIterator[None]:
             yield
 
