@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from durableq.life import Run
-from durableq.options import QueueOptions
+from durableq.settings import QueueOptions
 from durableq.storage.protocol import Storage, StorageCondition
 from durableq.worker import WorkerCondition
 

@@ -18,9 +18,9 @@ from durableq.errors import ConfigurationError, JobNotFound
 from durableq.history import History, SummedBy, history_of, steps_of
 from durableq.life import Life
 from durableq.models import EDITED, LARGEST_NUMBER, Attempt, AuditEntry, Job, JobFilter, JobState, LogLine, Page
-from durableq.options import QueueOptions
 from durableq.registry import Registry
 from durableq.reports import AuditPage, Count, DeadLetterReport, QueueReport, TaskReport, WorkerReport
+from durableq.settings import QueueOptions
 from durableq.storage.protocol import Storage
 
 R = TypeVar("R")

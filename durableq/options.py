@@ -1,16 +1,9 @@
-"""Settings, validated together before anything starts.
-
-Each queue setting may come from the environment as ``DURABLEQ_<NAME>``; what the code says wins. Durations are
-`timedelta`, or a number of seconds.
-"""
+"""Options of tasks, validated together when they are declared. Durations are `timedelta`, or a number of seconds."""
 
 import inspect
-import logging
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self, TypedDict, TypeVar
 
@@ -31,12 +24,6 @@ from durableq.models import COVERS, JobState, OnConflict
 from durableq.retry import DEFAULT_POLICY, ExceptionTypes, RetryPolicy
 from durableq.words import MEANT_BY
 
-logger = logging.getLogger("durableq")
-
-ENVIRONMENT_PREFIX: Final = "DURABLEQ_"
-_ALSO_READ: Final = ("ENCRYPTION_KEYS", "HANDOVER")
-"""What other modules read from the environment."""
-
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """Of a queue: up to 200 characters, none of them a control character."""
 LONGEST: Final = timedelta(days=36_525)
@@ -48,7 +35,7 @@ Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
 _M = TypeVar("_M", bound=BaseModel)
 
 
-class _Options(BaseModel):
+class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
@@ -58,7 +45,7 @@ RunnerName = Literal["loop", "thread", "process"]
 Callback = Callable[..., Any]
 
 
-class _PlainUnique(_Options):
+class _PlainUnique(Options):
     key: Key | None
     period: Annotated[timedelta, Field(le=LONGEST)] | None
 
@@ -134,29 +121,6 @@ class RegistrationSettings(TaskSettings, total=False):
     on_dead: Callback | None
 
 
-class QueueSettings(TypedDict, total=False):
-    """The options of a `DurableQ`, for type checkers; `QueueOptions` says what each means."""
-
-    durability: Literal["full", "normal"]
-    worker: bool
-    queues: Sequence[str] | None
-    concurrency: int
-    threads: int
-    processes: int
-    process_memory: int | None
-    lease: timedelta | float
-    heartbeat: timedelta | float
-    grace: timedelta | float
-    max_crashes: int
-    max_payload_bytes: int
-    retain_finished: timedelta | float | None
-    retain_dead: timedelta | float | None
-    loop_stall_warning: timedelta | float
-    redact: Sequence[str]
-    allow_network_filesystem: bool
-    sqlite_with_wal_bug: Literal["allow", "refuse"]
-
-
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 _Exceptions = tuple[type[BaseException], ...]
 CODE_OPTIONS: Final = frozenset({"retry_on", "give_up_on", "runner", "on_success", "on_retry", "on_dead"})
@@ -165,15 +129,6 @@ CODE_OPTIONS: Final = frozenset({"retry_on", "give_up_on", "runner", "on_success
 
 CALLBACKS: Final = {"on_success": ("job",), "on_retry": ("job", "error"), "on_dead": ("job", "error")}
 """What each is called with."""
-
-
-def _redactable(name: str) -> str:
-    if not name.isascii() or not any(character.isalnum() for character in name):
-        raise ValueError(
-            f"expected names of ASCII letters and digits, got {name!r}; declare such an argument by "
-            "Annotated[..., Secret]"
-        )
-    return name
 
 
 def _as_tuple(value: Any) -> Any:
@@ -211,7 +166,7 @@ def _a_policy(value: Any) -> Any:
     raise ValueError(f"expected a RetryPolicy, got {value!r}{hint}")
 
 
-class TaskOptions(_Options):
+class TaskOptions(Options):
     """How jobs of a task are queued, run and retried. Durations are `timedelta` or seconds."""
 
     queue: Name = "default"
@@ -328,82 +283,6 @@ def option_meant_by(word: str) -> str | None:
     return word if word in TaskOptions.model_fields else MEANT_BY.get(word.lstrip("_"))  # arq's begin with one
 
 
-class QueueOptions(_Options):
-    """How a `DurableQ` stores and runs jobs."""
-
-    durability: Literal["full", "normal"] = "full"
-    """``full``: fsynced before ``add_task`` answers. ``normal``: survives the process, not a power cut."""
-    worker: bool = True
-    """False: only add jobs here; other processes run them."""
-    queues: tuple[Name, ...] | None = None
-    """The queues this worker serves; None: all."""
-    concurrency: Annotated[int, Field(ge=1, le=100_000)] = 64
-    """How many ``async def`` jobs run at once on the event loop."""
-    threads: Annotated[int, Field(ge=1, le=10_000)] = 40
-    """How many ``def`` jobs run at once, in threads of their own: as many as Starlette has for its background tasks."""
-    processes: Annotated[int, Field(ge=1, le=1_000)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """How many jobs of tasks with ``runner="process"`` run at once, each in a child process."""
-    process_memory: Annotated[int, Field(ge=256 * 1024 * 1024)] | None = None
-    """Address space of such a child, in bytes, of which an idle one takes about 120 MiB; None: no limit of ours."""
-    lease: Duration = timedelta(seconds=30)
-    """How long after its event loop last moved a worker still owns its jobs."""
-    heartbeat: Duration = timedelta(seconds=5)
-    """How often a worker prolongs its lease."""
-    grace: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(seconds=10)
-    """How long running jobs may go on once the queue is stopping."""
-    max_crashes: Annotated[int, Field(ge=1)] = 3
-    """A job that was running this often when its process died is dead."""
-    max_payload_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 1024 * 1024
-    """Largest encoded arguments, and largest stored result."""
-    retain_finished: Duration | None = timedelta(days=7)
-    """How long succeeded and cancelled jobs are kept; None: for ever."""
-    retain_dead: Duration | None = None
-    """How long dead letters are kept; None: for ever."""
-    redact: tuple[Annotated[Text, AfterValidator(_redactable)], ...] = ()
-    """Names under which values are hidden wherever they are shown, beside those that say so (password, token, ...).
-
-    Of arguments, headers, keys of objects; whatever their case and separators. In the whole process. ASCII names: those
-    of other letters have no case and separators to look past; declare such arguments by ``Annotated[..., Secret]``.
-    """
-    loop_stall_warning: Duration = timedelta(seconds=10)
-    """Warn when the event loop has not moved for so long."""
-    allow_network_filesystem: bool = False
-    """True: open a file on NFS, SMB and the like all the same. SQLite's locks do not hold there."""
-    sqlite_with_wal_bug: Literal["allow", "refuse"] = "allow"
-    """``refuse``: do not start on a SQLite with the WAL-reset bug (before 3.51.3, except 3.50.7+ and 3.44.6+).
-
-    durableq's own checkpoints cannot meet it; those of other programs, on a file that is shared with them, can.
-    """
-
-    @model_validator(mode="after")
-    def _lease_outlives_heartbeats(self) -> Self:
-        if self.lease < 2 * self.heartbeat:
-            raise ValueError(f"expected lease to be at least two heartbeats ({2 * self.heartbeat}), got {self.lease}")
-        return self
-
-
-def queue_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> QueueOptions:
-    """Build settings from what the code gave and, below that, from the environment.
-
-    Raises `ConfigurationError` that names the setting, what was expected and what came.
-    """
-    return checked(QueueOptions, {**_from_environment(environment), **given})
-
-
-def warn_of_misspelt(environment: Mapping[str, str]) -> None:
-    """Log which variables were probably meant for us, and are not read. Others of our prefix may be the app's own."""
-    known = [name.upper() for name in QueueOptions.model_fields] + list(_ALSO_READ)
-    given = [name.removeprefix(ENVIRONMENT_PREFIX) for name in environment if name.startswith(ENVIRONMENT_PREFIX)]
-    meant = {name: get_close_matches(name, known, n=1, cutoff=0.8) for name in sorted(given) if name not in known}
-    hints = [
-        f"{ENVIRONMENT_PREFIX}{name} (did you mean {ENVIRONMENT_PREFIX}{nearest[0]}?)"
-        for name, nearest in meant.items()
-        if nearest
-    ]
-    if hints:
-        logger.warning("environment variables that durableq does not know, and ignores: %s", ", ".join(hints))
-
-
 def checked(model: type[_M], given: Mapping[str, Any]) -> _M:
     """Build ``model`` from ``given``, or raise `ConfigurationError` in plain words."""
     try:
@@ -411,27 +290,6 @@ def checked(model: type[_M], given: Mapping[str, Any]) -> _M:
     except ValidationError as error:
         known = model.model_fields.keys()
         raise ConfigurationError("; ".join(_plain(one, known) for one in error.errors())) from None
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in QueueOptions.model_fields:
-        text = environment.get(ENVIRONMENT_PREFIX + name.upper())
-        if text is None:
-            continue
-        if name in ("queues", "redact"):
-            parts = tuple(part.strip() for part in text.split(",") if part.strip())
-            found[name] = parts or (None if name == "queues" else ())  # no queues means all
-        else:
-            found[name] = _seconds_or_text(text)
-    return found
-
-
-def _seconds_or_text(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _elsewhere(word: str, known: Any) -> str:

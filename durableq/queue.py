@@ -33,10 +33,10 @@ from durableq.models import Job, JobState, Lease
 from durableq.names import root_of_caller
 from durableq.observability.logs import log_events
 from durableq.operations import Operations, id_of
-from durableq.options import QueueSettings, queue_options, warn_of_misspelt
 from durableq.registry import Registry
 from durableq.results import returned, why_cancelled, why_dead
 from durableq.secret_names import also_redact
+from durableq.settings import QueueSettings, queue_options, warn_of_misspelt
 from durableq.storage import storage_factory
 from durableq.storage.protocol import Conflicts, Notes, Storage
 from durableq.worker import Worker

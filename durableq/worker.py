@@ -29,8 +29,8 @@ from durableq.errors import DurableQError
 from durableq.events import Emitter, LeaseLost, WorkerEvicted, WorkerStarted, WorkerStopped
 from durableq.jobs import JobMaker
 from durableq.models import Completed, Lease, LeaseKey, Outcome, Released
-from durableq.options import QueueOptions
 from durableq.registry import Registry
+from durableq.settings import QueueOptions
 from durableq.storage.protocol import Storage
 
 _LAST_WRITES_SECONDS: Final = 0.3

@@ -55,7 +55,7 @@ GROUPS = (
     ),
     Group(
         "codec",
-        ["codec", "options"],
+        ["codec", "options", "settings"],
         [
             "tests/test_codec.py",
             "tests/test_codec_refusals.py",

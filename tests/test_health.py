@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from durableq import DurableQ, JobState
 from durableq.health import LOOK_SECONDS, Health, of_worker
-from durableq.options import queue_options
+from durableq.settings import queue_options
 from durableq.testing import ManualClock
 from durableq.worker import WorkerCondition
 from tests.engine.helpers import Gate, in_state, sql

@@ -12,17 +12,8 @@ from durableq.encryption import ENVIRONMENT_VARIABLE
 from durableq.errors import ConfigurationError
 from durableq.fastapi.background import HANDOVER_VARIABLE
 from durableq.models import COVERS
-from durableq.options import (
-    CODE_OPTIONS,
-    QueueOptions,
-    QueueSettings,
-    RegistrationSettings,
-    TaskOptions,
-    TaskSettings,
-    checked,
-    queue_options,
-    warn_of_misspelt,
-)
+from durableq.options import CODE_OPTIONS, RegistrationSettings, TaskOptions, TaskSettings, checked
+from durableq.settings import QueueOptions, QueueSettings, queue_options, warn_of_misspelt
 from durableq.words import ELSEWHERE, MEANT_BY
 
 

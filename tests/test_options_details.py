@@ -6,7 +6,8 @@ import pytest
 
 from durableq.errors import ConfigurationError
 from durableq.models import OnConflict
-from durableq.options import ENVIRONMENT_PREFIX, Unique, queue_options
+from durableq.options import Unique
+from durableq.settings import ENVIRONMENT_PREFIX, queue_options
 
 
 @pytest.mark.parametrize("on_conflict", ["return", "replace", "raise"])

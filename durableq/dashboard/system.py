@@ -14,11 +14,11 @@ from durableq.dashboard.pages import duration, in_bytes
 from durableq.dashboard.site import Site, Visit
 from durableq.errors import QueueNotRunning
 from durableq.models import EDITED, LARGEST_NUMBER, AuditEntry
-from durableq.options import QueueOptions
 from durableq.queue import DurableQ
 from durableq.redaction import HIDDEN, Redactor, one_line
 from durableq.reports import AuditPage
 from durableq.secret_names import is_secret_name
+from durableq.settings import QueueOptions
 from durableq.version import __version__
 
 ENTRIES: Final = 50

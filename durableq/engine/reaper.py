@@ -12,7 +12,7 @@ from durableq.engine.settler import announce
 from durableq.errors import DurableQError
 from durableq.events import Emitter, WorkerReaped
 from durableq.models import Dead, JobState, Lease, Outcome
-from durableq.options import QueueOptions
+from durableq.settings import QueueOptions
 from durableq.storage.protocol import Storage
 
 REAP_EVERY_SECONDS: Final = 0.4

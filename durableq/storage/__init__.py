@@ -5,7 +5,7 @@ from pathlib import Path
 
 from durableq.clock import Clock
 from durableq.errors import ConfigurationError
-from durableq.options import QueueOptions
+from durableq.settings import QueueOptions
 from durableq.storage.protocol import Storage
 
 

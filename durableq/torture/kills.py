@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from durableq.clock import SECOND
-from durableq.options import QueueSettings
+from durableq.settings import QueueSettings
 from durableq.torture.ledger import Story, broken_promises, fetch, is_whole, lost_jobs, tell
 from durableq.torture.nursery import Nursery, Orders, Process, wait_until
 from durableq.torture.subject import SteppedClock

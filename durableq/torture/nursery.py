@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Literal, cast
 
-from durableq.options import QueueSettings
+from durableq.settings import QueueSettings
 from durableq.torture.children import be_ready_to_fork
 from durableq.torture.ledger import Ledger
 

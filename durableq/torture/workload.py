@@ -39,7 +39,7 @@ from durableq.models import (
     UniqueClaim,
     new_job_id,
 )
-from durableq.options import queue_options
+from durableq.settings import queue_options
 from durableq.storage import storage_factory
 from durableq.storage.protocol import Notes, Storage
 from durableq.torture.children import Say

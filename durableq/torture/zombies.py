@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from durableq.clock import SECOND, SystemClock
-from durableq.options import QueueSettings
+from durableq.settings import QueueSettings
 from durableq.torture.ledger import Entry, Run, broken_promises, fetch, is_whole, tell
 from durableq.torture.nursery import Nursery, Orders, Process, wait_until
 from durableq.torture.subject import WAYS, name_of

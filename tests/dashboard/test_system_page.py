@@ -13,7 +13,7 @@ from durableq import DurableQ
 from durableq.dashboard import dashboard
 from durableq.dashboard.system import ENTRIES, deed_of, settings_of, versions
 from durableq.models import AuditEntry
-from durableq.options import QueueOptions
+from durableq.settings import QueueOptions
 from tests.dashboard.conftest import Application, Page
 from tests.dashboard.plain_browser import account
 

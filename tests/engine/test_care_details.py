@@ -35,7 +35,7 @@ from durableq.models import (
     LeaseKey,
     Succeeded,
 )
-from durableq.options import queue_options
+from durableq.settings import queue_options
 from durableq.storage.protocol import Storage
 from durableq.testing import ManualClock
 from tests.engine.helpers import collect

@@ -21,8 +21,8 @@ from durableq.engine.running import Services
 from durableq.events import Emitter
 from durableq.jobs import JobMaker
 from durableq.models import Completed, Job, Lease, Outcome
-from durableq.options import queue_options
 from durableq.registry import Registry
+from durableq.settings import queue_options
 from durableq.storage import storage_factory
 from durableq.storage.protocol import Notes
 

@@ -25,7 +25,7 @@ from durableq.models import (
     Succeeded,
     new_job_id,
 )
-from durableq.options import QueueSettings, queue_options
+from durableq.settings import QueueSettings, queue_options
 from durableq.storage import storage_factory
 from durableq.storage.protocol import Storage
 from durableq.testing import ManualClock

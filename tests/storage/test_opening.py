@@ -17,7 +17,7 @@ import pytest
 from durableq.clock import SystemClock
 from durableq.errors import ConfigurationError, SchemaTooNew, StorageUnusable
 from durableq.models import JobState
-from durableq.options import QueueOptions
+from durableq.settings import QueueOptions
 from durableq.storage import storage_factory
 from durableq.storage.sqlite import connection, schema
 from tests.storage.support import DONE, Backend, PythonProcess, claim, settle

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from durableq.errors import StorageUnusable
-from durableq.options import queue_options
+from durableq.settings import queue_options
 from durableq.storage.protocol import Storage
 from durableq.storage.sqlite import checkpoint, versions
 from durableq.storage.sqlite.connection import size_of

@@ -25,7 +25,7 @@ from durableq.models import (
     Reaped,
     Succeeded,
 )
-from durableq.options import QueueOptions
+from durableq.settings import QueueOptions
 from durableq.storage.protocol import (
     NO_NOTES,
     Cancel,
