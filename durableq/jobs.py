@@ -9,7 +9,8 @@ from typing import Any
 
 from durableq.clock import Clock, to_datetime, to_micros
 from durableq.encryption import KeyRing, is_sealed, with_ring
-from durableq.models import PLAIN, Job, JobExtras, JobState, UniqueClaim, derived_job_id, new_job_id
+from durableq.ids import derived_job_id, new_job_id
+from durableq.models import PLAIN, Job, JobExtras, JobState, UniqueClaim
 from durableq.options import Unique
 from durableq.registry import AnyTask, Registry
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from durableq.errors import ConfigurationError, DuplicateJob, InvalidArguments, PayloadTooLarge
+from durableq.ids import derived_job_id
 from durableq.jobs import JobMaker
-from durableq.models import COVERS, PLAIN, Job, JobState, UniqueClaim, derived_job_id
+from durableq.models import COVERS, PLAIN, Job, JobState, UniqueClaim
 from durableq.names import root_of_caller
 from durableq.options import CODE_OPTIONS, TaskOptions, Unique
 from durableq.registry import AnyTask, Registry

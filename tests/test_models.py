@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from durableq.clock import SystemClock, from_datetime, to_datetime, to_micros
+from durableq.ids import new_job_id
 from durableq.models import (
     FINISHED,
     Attempt,
@@ -29,7 +30,6 @@ from durableq.models import (
     Released,
     Retried,
     Succeeded,
-    new_job_id,
 )
 from durableq.testing import ManualClock
 

@@ -11,7 +11,8 @@ from typing_extensions import Unpack
 
 from durableq.clock import SystemClock, to_datetime
 from durableq.engine.decisions import after_crash
-from durableq.models import ClaimRequest, Failure, Job, JobState, Lane, Lease, Succeeded, new_job_id
+from durableq.ids import new_job_id
+from durableq.models import ClaimRequest, Failure, Job, JobState, Lane, Lease, Succeeded
 from durableq.settings import QueueSettings, queue_options
 from durableq.storage import storage_factory
 from durableq.storage.protocol import Storage

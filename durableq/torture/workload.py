@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from durableq.clock import SystemClock, to_datetime
 from durableq.errors import JobConflict
+from durableq.ids import new_job_id
 from durableq.models import (
     PLAIN,
     Cancelled,
@@ -37,7 +38,6 @@ from durableq.models import (
     Snoozed,
     Succeeded,
     UniqueClaim,
-    new_job_id,
 )
 from durableq.settings import queue_options
 from durableq.storage import storage_factory

@@ -8,7 +8,8 @@ import pytest
 
 from durableq.codec import checksum
 from durableq.errors import DurableQError, JobConflict, JobNotFound
-from durableq.models import Dead, Failure, Job, JobFilter, JobState, Retried, new_job_id
+from durableq.ids import new_job_id
+from durableq.models import Dead, Failure, Job, JobFilter, JobState, Retried
 from durableq.storage.protocol import Storage
 from durableq.testing import ManualClock
 from tests.storage.support import BOOM, DEAD, DONE, WORK, Backend, claim, settle, stored

@@ -11,6 +11,7 @@ import pytest
 from durableq.codec import checksum
 from durableq.engine.decisions import before_start
 from durableq.errors import DuplicateJob, JobNotFound, NotStored
+from durableq.ids import derived_job_id
 from durableq.models import (
     COVERS,
     Cancelled,
@@ -22,7 +23,6 @@ from durableq.models import (
     Outcome,
     Retried,
     UniqueClaim,
-    derived_job_id,
 )
 from durableq.storage.protocol import Storage
 from durableq.testing import ManualClock

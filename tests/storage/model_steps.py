@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import hypothesis.strategies as st
 
 from durableq.clock import SECOND, from_datetime
+from durableq.ids import derived_job_id
 from durableq.models import (
     PLAIN,
     Cancelled,
@@ -26,7 +27,6 @@ from durableq.models import (
     Snoozed,
     Succeeded,
     UniqueClaim,
-    derived_job_id,
 )
 
 

@@ -12,19 +12,8 @@ from typing import Any, Final, Unpack
 
 from durableq.clock import Clock, from_datetime
 from durableq.errors import DurableQError
-from durableq.models import (
-    ClaimRequest,
-    Dead,
-    Failure,
-    Job,
-    JobState,
-    Lane,
-    Lease,
-    Outcome,
-    Retried,
-    Succeeded,
-    new_job_id,
-)
+from durableq.ids import new_job_id
+from durableq.models import ClaimRequest, Dead, Failure, Job, JobState, Lane, Lease, Outcome, Retried, Succeeded
 from durableq.settings import QueueSettings, queue_options
 from durableq.storage import storage_factory
 from durableq.storage.protocol import Storage

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from durableq.models import derived_job_id
+from durableq.ids import derived_job_id
 from durableq.storage.protocol import Storage
 from tests.storage.racer import TASKS
 from tests.storage.support import WORK, Backend, PythonProcess, stored
